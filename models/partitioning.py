@@ -1,0 +1,234 @@
+"""Where every array lives: a device mesh, and rules from logical axes to its axes.
+
+- A model names the axes of its parameters ("embed", "heads", ...) and of a few activations; one
+  table, `RULES`, says which mesh axes each name is split over. Changing the parallelism is a change
+  of mesh, not of model.
+- The mesh has three axes. `data` holds copies, `fsdp` holds slices of the parameters and of the
+  batch, `tensor` splits heads, the feed-forward width and the vocabulary.
+- The mesh axes are of type Auto: the compiler propagates shardings, and `constrain` pins the few
+  activations where it would otherwise choose badly.
+- A dimension that its mesh axes do not divide stays whole, and that is reported once. Vectors (norm
+  scales, biases, factored optimiser rows) stay whole on purpose: splitting 4 kB saves nothing and
+  costs a gather at each use.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Axes = tuple[str | None, ...]
+Rules = Mapping[str, tuple[str, ...]]
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+RULES: Rules = {
+    # Parameters.
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+    "relpos_heads": (),
+    "relpos_buckets": (),
+    # Activations.
+    "batch": ("data", "fsdp"),
+    "length": (),
+}
+
+_log = logging.getLogger(__name__)
+# The rules in force for `constrain`. A user context is part of jit's cache key, so that a function
+# traced under one table is traced anew under another.
+_active_rules = jax.make_user_context(None)
+
+
+def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices of all processes.
+
+    Args:
+        axes: sizes of `data`, `fsdp` and `tensor`; -1, at most once, means "what remains". By
+            default `data` is -1 and the others 1.
+        devices: the devices to use; all of them (`jax.devices()`) by default.
+
+    Raises:
+        ValueError: unknown axis, two -1, or sizes whose product is not the number of devices.
+    """
+    axes = dict(axes or {})
+    if unknown := sorted(set(axes) - set(MESH_AXES)):
+        raise ValueError(f"unknown mesh axes {unknown}; the mesh has {list(MESH_AXES)}")
+    sizes = {name: axes.get(name, -1 if name == "data" else 1) for name in MESH_AXES}
+    devices = list(jax.devices() if devices is None else devices)
+    given = math.prod(size for size in sizes.values() if size != -1)
+    wild = [name for name, size in sizes.items() if size == -1]
+    if len(wild) > 1 or given < 1 or len(devices) % given or (not wild and given != len(devices)):
+        raise ValueError(
+            f"mesh {sizes} does not fill {len(devices)} devices: the product must be their number, "
+            "or one axis -1 to take what remains"
+        )
+    sizes |= {name: len(devices) // given for name in wild}
+    return jax.make_mesh(
+        tuple(sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
+    """Make `mesh` and `rules` those that `constrain` applies inside functions traced here."""
+    frozen = tuple(sorted((name, tuple(target)) for name, target in rules.items()))
+    with jax.set_mesh(mesh), _active_rules(frozen):
+        yield mesh
+
+
+def sharding_of(
+    axes: Axes, mesh: Mesh, rules: Rules = RULES, shape: Sequence[int] | None = None
+) -> NamedSharding:
+    """The sharding of an array whose dimensions bear the logical names `axes`.
+
+    Each mesh axis serves one dimension: where two ask for the same, the first has it. So in an
+    activation's ("batch", "length", "embed"), "embed" is whole, `fsdp` being taken by "batch".
+
+    Args:
+        axes: one name per dimension; None is never split.
+        shape: where given, a dimension that its mesh axes do not divide stays whole, and that is
+            reported once.
+
+    Raises:
+        ValueError: a name that the rules lack.
+
+    >>> sharding_of(("embed", "mlp"), mesh).spec
+    PartitionSpec('fsdp', 'tensor')
+    """
+    return NamedSharding(mesh, _partition_spec(axes, mesh, rules, shape))
+
+
+def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Shardings of a tree of parameters, or of optimiser state shaped like them.
+
+    Args:
+        shapes: tree of arrays or `jax.ShapeDtypeStruct`.
+        axes: the same tree with a tuple of logical names at each leaf.
+    """
+
+    def leaf(array: Any, names: Axes) -> NamedSharding:
+        if sum(name != "layers" for name in names) < 2:
+            return NamedSharding(
+                mesh, PartitionSpec()
+            )  # Vectors stay whole; see the module's head.
+        return sharding_of(names, mesh, rules, array.shape)
+
+    return jax.tree.map(leaf, shapes, axes)
+
+
+def param_shardings(model: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Shardings of `model`'s parameters: a tree like `model.init`'s."""
+    return shardings(model.shapes(), model.logical_axes(), mesh, rules)
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """The sharding of a batch: rows over `data` and `fsdp`, everything else whole."""
+    return sharding_of(("batch",), mesh, rules)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """Pin the sharding of an activation inside a jitted function; nothing outside of `use`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or _active_rules.value is None:
+        return x
+    spec = _partition_spec(axes, mesh, dict(_active_rules.value), x.shape)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def batch_reader(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which part of each global batch this process has to read, out of how many.
+
+    Without tensor parallelism across processes this is (process index, process count). Processes
+    that hold the same rows get the same index.
+    """
+    sharding = batch_sharding(mesh)
+    rows = _row_slots(mesh)
+    slots: dict[int, set[int]] = {}
+    for device, (row, *_) in sharding.devices_indices_map((rows,)).items():
+        slots.setdefault(device.process_index, set()).add(row.start or 0)
+    parts = sorted({tuple(sorted(held)) for held in slots.values()})
+    flat = [slot for part in parts for slot in part]
+    if len(flat) != rows or len(set(map(len, parts))) != 1:
+        raise ValueError(
+            f"processes share batch rows unevenly under mesh {dict(mesh.shape)}: let `tensor` "
+            "divide the devices of one process, or be a multiple of them"
+        )
+    return parts.index(tuple(sorted(slots[jax.process_index()]))), len(parts)
+
+
+def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Put this process's rows of a batch on its devices, as part of the global batch.
+
+    Args:
+        batch: arrays [rows of this process, ...], the same number on every process.
+
+    Returns:
+        Arrays [rows of all processes, ...] under `batch_sharding`.
+
+    Raises:
+        ValueError: rows that the mesh does not divide.
+
+    NOTE: where a process's devices are not neighbours along the mesh (some accelerator topologies),
+    its rows are not neighbours in the global batch either. The set of rows is the same, and so is
+    every sum over it, up to rounding.
+    """
+    _, readers = batch_reader(mesh)
+    slots = _row_slots(mesh)
+    sharding = batch_sharding(mesh)
+
+    def put(name: str, local: np.ndarray) -> jax.Array:
+        rows = len(local) * readers
+        if rows % slots:
+            raise ValueError(
+                f"{name}: a global batch of {rows} rows does not divide over {slots} devices "
+                f"(data x fsdp of mesh {dict(mesh.shape)})"
+            )
+        return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
+
+    return {name: put(name, np.asarray(local)) for name, local in batch.items()}
+
+
+def _row_slots(mesh: Mesh) -> int:
+    """Into how many pieces a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def _partition_spec(
+    axes: Axes, mesh: Any, rules: Rules, shape: Sequence[int] | None
+) -> PartitionSpec:
+    taken: set[str] = set()
+    spec: list[tuple[str, ...] | str | None] = []
+    for dimension, name in enumerate(axes):
+        if name is not None and name not in rules:
+            raise ValueError(f"no rule for the logical axis {name!r}; known: {sorted(rules)}")
+        wanted = rules[name] if name is not None else ()
+        target = tuple(a for a in wanted if mesh.shape.get(a, 1) > 1 and a not in taken)
+        parts = math.prod(mesh.shape[a] for a in target)
+        if shape is not None and shape[dimension] % parts:
+            _report_whole(name, shape[dimension], target, parts)
+            target = ()
+        taken.update(target)
+        spec.append(target[0] if len(target) == 1 else target or None)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
+
+
+@functools.cache
+def _report_whole(name: str, size: int, target: tuple[str, ...], parts: int) -> None:
+    _log.warning("axis %s of size %d stays whole: %d (%s) does not divide it", name, size, parts,
+                 " x ".join(target))  # fmt: skip
