@@ -1,7 +1,7 @@
 """Artefacts: the directories that one stage leaves and the next one reads.
 
     corpus/
-      manifest.json                  what this is; written last, so a directory without it is unfinished
+      manifest.json                  what this is; written last: without it, work is unfinished
       data-00000-of-00016.parquet    the rows
       vocabulary.model               files of the kind's own
       measured.json                  seconds, rates: what differs from run to run
@@ -107,7 +107,7 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Names the content: equal for equal work, wherever and by whichever revision it was done."""
+        """Names the content: equal for equal work, wherever and whenever it was done."""
         return digest_of(
             {
                 "kind": self.kind,
@@ -181,7 +181,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 @functools.cache
 def code_revision() -> dict[str, str]:
-    """Version of the distribution and, in a git checkout, the commit ("+" when there are changes)."""
+    """Version of the distribution and, in a checkout, the commit ("+": with changes)."""
     try:
         version = metadata.version("winnow-lm")
     except metadata.PackageNotFoundError:
@@ -240,13 +240,13 @@ class Artefact:
             table = file.read(columns=None if columns is None else list(columns))
         if table.num_rows != record.rows:
             raise ArtefactError(
-                f"{path} holds {table.num_rows} rows, its manifest says {record.rows}: the file was "
-                "changed after it was written. Delete the directory and build it again."
+                f"{path} holds {table.num_rows} rows, its manifest says {record.rows}: the file "
+                "was changed after it was written. Delete the directory and build it again."
             )
         return table
 
     def verify(self) -> None:
-        """Reads every file and compares its checksum; raises ArtefactError naming the first bad one."""
+        """Compares every file with its checksum; raises ArtefactError naming the first bad one."""
         expected = {shard.file: shard.checksum for shard in self.manifest.shards}
         for name, checksum in (expected | dict(self.manifest.files)).items():
             path = self.path / name
@@ -300,7 +300,7 @@ def load(path: epath.PathLike, kind: str | None = None) -> Artefact:
         raise ArtefactError(f"{file} cannot be read ({error}).") from error
     if manifest.format != FORMAT:
         raise ArtefactError(
-            f"{path} has format {manifest.format}, this version reads format {FORMAT}: build it again."
+            f"{path} has format {manifest.format}, this version reads {FORMAT}: build it again."
         )
     if kind is not None and manifest.kind != kind:
         raise ArtefactError(f"{path} is {_article(manifest.kind)}, not {_article(kind)}.")
@@ -447,13 +447,13 @@ class Build:
         elif plan.exists():
             begun = json.loads(plan.read_text())
         else:
-            if self.path.exists() and (strangers := [p.name for p in self.path.iterdir()]):
-                # Another process of the same job may have claimed it between the two looks.
-                if UNFINISHED not in strangers:
-                    raise ArtefactError(
-                        f"{self.path} is not empty and not an artefact (it holds {strangers[0]}): "
-                        "give an empty or a new directory."
-                    )
+            present = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+            # Another process of the same job may have claimed it between the two looks.
+            if present and UNFINISHED not in present:
+                raise ArtefactError(
+                    f"{self.path} is not empty and not an artefact (it holds {present[0]}): "
+                    "give an empty or a new directory."
+                )
             try:
                 (self.path / UNFINISHED).mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -465,7 +465,8 @@ class Build:
             begun = json.loads(plan.read_text())  # another process may have written last
         if changes := differences(begun, json.loads(json.dumps(self._identity()))):
             raise ConfigurationChanged(
-                f"{self.path} was {'made' if self.finished else 'begun'} with another configuration:"
+                f"{self.path} was {'made' if self.finished else 'begun'} with another "
+                "configuration:"
                 + "".join(f"\n  {change}" for change in changes)
                 + "\nGive another output directory, or delete this one."
             )

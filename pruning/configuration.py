@@ -1,8 +1,8 @@
 """gin at the entry points: files and `--gin.NAME=VALUE` in, frozen dataclasses out.
 
 Choices
-- Everything inside takes dataclasses and knows no gin. A command line registers the dataclasses that
-  it needs, parses, and asks for one of them.
+- Everything inside takes dataclasses and knows no gin. A command line registers the dataclasses
+  that it needs, parses, and asks for one of them.
 - gin rejects an unknown parameter but takes a misspelled macro in silence: here a macro that nobody
   refers to, or that nobody defines, is an error that names its nearest neighbour.
 - gin does not check types: the values are checked against the dataclass's annotations.
@@ -209,12 +209,9 @@ def _fit(value: Any, hint: Any, name: str) -> Any:
         return value
     if hint is float and type(value) is int:
         return float(value)
-    if hint in (type(None), None):
-        if value is None:
-            return value
-    elif hint is Any or not isinstance(hint, type):
+    if hint is Any or not isinstance(hint, type):
         return value
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigurationError(f"{name} must be {_say(hint)}, not {value!r}.")
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log, a small file for a parent process.
+"""Progress of long work: a bar on a terminal, lines in a log, a small file for a parent process.
 
     with progress.track("score", total=364_000_000, unit="documents") as task:
         task.advance(4096, tokens=1_800_000, share_of_peak=0.61)

@@ -66,8 +66,8 @@ class Vocabulary:
             raise VocabularyError(f"{path} is not a SentencePiece model ({error}).") from error
         if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
             raise VocabularyError(
-                f"{path} has pad id {processor.pad_id()} and EOS id {processor.eos_id()}; T5's are "
-                f"{PAD_ID} and {EOS_ID}. Train it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1."
+                f"{path} has pad id {processor.pad_id()} and EOS id {processor.eos_id()}; T5 has "
+                f"{PAD_ID} and {EOS_ID}. Train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1."
             )
         return vocabulary
 
@@ -108,7 +108,7 @@ class Vocabulary:
         return self._processor.EncodeAsIds(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts; SentencePiece spends its own thread per call, hence one thread here."""
+        """Ids of many texts, on this thread: stages are parallel over processes."""
         if self.kind == "bytes":
             return [self.encode(text) for text in texts]
         return self._processor.Encode(list(texts), num_threads=1)
@@ -139,7 +139,7 @@ class Vocabulary:
         return self._processor.DecodeIds(ids)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text that every id stands for, white space included, for showing tokens one by one."""
+        """The text of every id, white space included, for showing tokens one by one."""
         if self.kind == "bytes":
             return [chr(i - 3) if 3 <= i < 259 else "" for i in map(int, ids)]
         return [
