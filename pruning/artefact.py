@@ -303,7 +303,7 @@ def load(path: epath.PathLike, kind: str | None = None) -> Artefact:
             f"{path} has format {manifest.format}, this version reads {FORMAT}: build it again."
         )
     if kind is not None and manifest.kind != kind:
-        raise ArtefactError(f"{path} is {_article(manifest.kind)}, not {_article(kind)}.")
+        raise ArtefactError(f"{path} holds {manifest.kind}, not {kind}.")
     return Artefact(path, manifest)
 
 
@@ -494,7 +494,12 @@ class Build:
         file = f"{self._name(shard)}.parquet"
         with atomic_file(self.path / file) as sink:
             writer = ShardWriter(sink, self.schema)
-            yield writer
+            try:
+                yield writer
+            except BaseException:
+                sink.discard()  # what the Parquet writer still wants to say goes nowhere
+                writer.close()
+                raise
             writer.close()
         record = ShardRecord(file, writer.rows, int(writer.tokens), sink.hexdigest())
         value = {
@@ -571,6 +576,10 @@ class _HashingFile(io.RawIOBase):
         self._file = file
         self._hasher = hashlib.sha256()
         self._position = 0
+        self._discarded = False
+
+    def discard(self) -> None:
+        self._discarded = True
 
     def writable(self) -> bool:
         return True
@@ -580,8 +589,9 @@ class _HashingFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        with _naming(self._path):
-            self._file.write(view)
+        if not self._discarded:
+            with _naming(self._path):
+                self._file.write(view)
         self._hasher.update(view)
         self._position += view.nbytes
         return view.nbytes
