@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports jax: eight devices on one CPU, so that sharding can be tested.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -22,3 +29,14 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def t5_vocabulary_file(real_data: Path) -> Path:
     return real_data / "tokenizer" / "t5-base.spiece.model"
+
+
+@pytest.fixture(scope="session")
+def eight_devices() -> list:
+    """The eight CPU devices that sharding tests lay their meshes over."""
+    import jax
+
+    devices = jax.devices()
+    if len(devices) < 8:
+        pytest.skip("jax was started with fewer than eight devices")
+    return devices[:8]

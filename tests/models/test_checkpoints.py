@@ -1,0 +1,191 @@
+"""Checkpoints: what is saved comes back bit for bit on any mesh; damaged ones are passed over."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models import checkpoints as ckpt
+from models import optimizers, partitioning
+
+AXES = {"layer": {"w": ("layers", "embed", "mlp"), "scale": ("layers", "embed")}, "e": ("vocab",)}
+
+
+def make_state(seed: int = 0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params = {
+        "layer": {
+            "w": jax.random.normal(keys[0], (2, 128, 136)),
+            "scale": jax.random.normal(keys[1], (2, 128)),
+        },
+        "e": jax.random.normal(keys[2], (24,)),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizers.Adafactor().build(AXES))
+    _, opt_state = optimizer.update(params, optimizer.init(params), params)
+    return params, opt_state
+
+
+def shapes_of(tree, sharding=None):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def assert_same_bits(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def save_steps(run, steps, retention=None, metrics=None):
+    with ckpt.Checkpoints(run, retention or ckpt.Retention(last=3)) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, *make_state(step), metrics and {"loss": metrics[step]})
+
+
+def damage_largest_file(directory: Path, how) -> None:
+    file = max((f for f in directory.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    file.write_bytes(how(file.read_bytes()))
+
+
+def flip_one_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_state_comes_back_bit_for_bit(tmp_path):
+    save_steps(tmp_path, [7])
+    params, opt_state = make_state(7)
+    with ckpt.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(shapes_of(params), shapes_of(opt_state))
+    assert restored is not None and restored[0] == 7
+    assert_same_bits(restored[1:], (params, opt_state))
+    step, alone = ckpt.restore_params(tmp_path, shapes_of(params))
+    assert step == 7
+    assert_same_bits(alone, params)
+
+
+def test_an_empty_run_has_nothing_to_restore(tmp_path):
+    params, opt_state = make_state()
+    with ckpt.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(shapes_of(params), shapes_of(opt_state)) is None
+    with pytest.raises(ckpt.NoCheckpoint, match="not a training run"):
+        ckpt.restore_params(tmp_path / "elsewhere", shapes_of(params))
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+    params, opt_state = make_state()
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    with ckpt.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, opt_state)
+        for _ in range(20):
+            params, opt_state = overwrite((params, opt_state))
+    _, restored = ckpt.restore_params(tmp_path, shapes_of(params))
+    assert_same_bits(restored, make_state()[0])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(
+            lambda step: damage_largest_file(step / "params", flip_one_bit), id="one flipped bit"
+        ),
+        pytest.param(
+            lambda step: damage_largest_file(step / "params", lambda content: content[:1000]),
+            id="truncated parameters",
+        ),
+        pytest.param(
+            lambda step: damage_largest_file(
+                step / "opt_state", lambda content: content[: len(content) // 2]
+            ),
+            id="truncated optimiser state",
+        ),
+        pytest.param(lambda step: shutil.rmtree(step / "params"), id="no parameters"),
+        pytest.param(lambda step: shutil.rmtree(step / "facts"), id="no facts"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, caplog, damage):
+    save_steps(tmp_path, [10, 20])
+    damage(tmp_path / ckpt.DIRECTORY / "20")
+    params, opt_state = make_state(10)
+    with ckpt.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(shapes_of(params), shapes_of(opt_state))
+        assert restored is not None and restored[0] == 10
+        assert_same_bits(restored[1:], (params, opt_state))
+        assert "step 20 is not whole" in caplog.text
+        # Training reaches step 20 again: the damaged checkpoint is replaced.
+        checkpoints.save(20, *make_state(20))
+    assert ckpt.restore_params(tmp_path, shapes_of(params))[0] == 20
+
+
+def test_when_no_checkpoint_is_whole_the_error_names_them_all(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    for step in ("1", "2"):
+        damage_largest_file(tmp_path / ckpt.DIRECTORY / step / "params", lambda content: b"")
+    with pytest.raises(ckpt.NoCheckpoint, match=r"(?s)step 2.*step 1"):
+        ckpt.restore_params(tmp_path, shapes_of(make_state()[0]))
+
+
+def test_an_unfinished_save_is_no_checkpoint_and_is_cleared(tmp_path):
+    save_steps(tmp_path, [1])
+    left = tmp_path / ckpt.DIRECTORY / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / ckpt.DIRECTORY / "1", left)
+    assert ckpt.restore_params(tmp_path, shapes_of(make_state()[0]))[0] == 1
+    assert left.exists()  # readers delete nothing
+    with ckpt.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+        checkpoints.save(2, *make_state(2))
+    assert ckpt.restore_params(tmp_path, shapes_of(make_state()[0]))[0] == 2
+    assert not left.exists()
+
+
+def test_retention_keeps_the_last_the_regular_and_the_best(tmp_path):
+    losses = {1: 5.0, 2: 1.0, 3: 4.0, 4: 3.0, 5: 2.0, 6: 6.0, 7: 7.0}
+    retention = ckpt.Retention(last=2, every=3, best=1, metric="loss")
+    save_steps(tmp_path, losses, retention, losses)
+    with ckpt.Checkpoints(tmp_path, retention) as checkpoints:
+        assert checkpoints.steps() == [2, 3, 6, 7]
+    assert ckpt.restore_params(tmp_path, shapes_of(make_state()[0]), step=2)[0] == 2
+    with pytest.raises(ckpt.NoCheckpoint, match="no step 4"):
+        ckpt.restore_params(tmp_path, shapes_of(make_state()[0]), step=4)
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}])
+def test_restores_onto_another_mesh(tmp_path, eight_devices, axes):
+    params, opt_state = make_state(3)
+    mesh = partitioning.make_mesh(axes)
+    placed = jax.device_put(params, partitioning.shardings(params, AXES, mesh))
+    with ckpt.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, placed, opt_state)
+    other = partitioning.make_mesh({"data": 1, "tensor": 2}, devices=jax.devices()[:2])
+    shardings = partitioning.shardings(params, AXES, other)
+    shapes = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
+    )
+    _, restored = ckpt.restore_params(tmp_path, shapes)
+    assert_same_bits(restored, params)
+    assert restored["layer"]["w"].sharding == shardings["layer"]["w"]
+
+
+def test_fingerprint_sees_every_bit_and_no_mesh(eight_devices):
+    params, _ = make_state()
+    expected = ckpt.fingerprint(params)
+    mesh = partitioning.make_mesh({"fsdp": 4, "tensor": 2})
+    placed = jax.device_put(params, partitioning.shardings(params, AXES, mesh))
+    assert ckpt.fingerprint(placed) == expected
+    w = params["layer"]["w"]
+    for changed in (
+        w.at[1, 3, 5].multiply(-1),
+        w[::-1],
+        w[:, ::-1],
+        w[:, :, ::-1],
+        jnp.nextafter(w, 9.0),
+    ):
+        assert ckpt.fingerprint({**params, "layer": {**params["layer"], "w": changed}}) != expected
+
+
+def test_config_file_round_trip(tmp_path):
+    ckpt.write_config(tmp_path, {"family": "t5", "d_model": 64})
+    assert ckpt.read_config(tmp_path) == {"family": "t5", "d_model": 64}
+    assert [p.name for p in tmp_path.iterdir()] == [ckpt.MODEL_FILE]
