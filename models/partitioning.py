@@ -38,6 +38,7 @@ RULES: Rules = {
     "layers": (),
     "relpos_heads": (),
     "relpos_buckets": (),
+    "sentence": (),
     # Activations.
     "batch": ("data", "fsdp"),
     "length": (),

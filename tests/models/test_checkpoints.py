@@ -44,8 +44,9 @@ def save_steps(run, steps, retention=None, metrics=None):
             checkpoints.save(step, *make_state(step), metrics and {"loss": metrics[step]})
 
 
-def damage_largest_file(directory: Path, how) -> None:
-    file = max((f for f in directory.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+def damage_largest_file(item: Path, how) -> None:
+    """Change the largest of the files that hold arrays (Orbax keeps them in directories "d")."""
+    file = max(item.rglob("d/*"), key=lambda f: f.stat().st_size)
     file.write_bytes(how(file.read_bytes()))
 
 
