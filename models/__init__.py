@@ -1,0 +1,4 @@
+"""What computes: T5, decoder-only language models, their losses, weights, optimisers and sharding.
+
+Knows no corpus and no gin, and imports nothing by itself: take what you need from its modules.
+"""

@@ -1,0 +1,307 @@
+"""Attention: masks from segment ids, T5's relative position bias, rotary positions, the softmax.
+
+- `dot_product_attention` is the plain reference that every faster kernel is compared with. Scores
+  and softmax are float32 whatever the compute dtype.
+- Scores are not scaled by default: T5 folds 1/sqrt(d) into the query's initialisation. Whoever
+  wants it says so (`scale`).
+- Rows are packed: tokens attend within their own segment only, and segment 0 is padding. A row of
+  padding queries attends uniformly, to no harm: nobody reads it.
+- Grouped-query attention never repeats a key or value: the queries are viewed in groups.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from models.config import RopeScaling
+from models.layers import (
+    ATTENTION_INIT,
+    RELPOS_INIT,
+    Initializer,
+    Linear,
+    RMSNorm,
+    dropout,
+    einsum,
+    parameter,
+)
+
+# NOTE: finite, so that a row without any visible key gives a uniform softmax and not NaN.
+MASKED = -1e10
+
+
+# --------------------------------------------------------------------------------------------------
+# Masks and positions
+
+
+def segment_mask(
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+) -> jax.Array:
+    """Who sees whom: same segment, not padding, with `causal` not the future.
+
+    Takes ids [batch, queries] and [batch, keys], 0 where padding; returns bool
+    [batch, 1, queries, keys]. `window` further hides all but the latest so many tokens. Both compare
+    array indices, so queries and keys must be the same tokens.
+
+        segments 1 1 2 0, causal:  1 . . .
+                                   1 1 . .
+                                   . . 1 .
+                                   . . . .
+    """
+    queries, keys = query_segments[:, :, None], key_segments[:, None, :]
+    mask = (queries == keys) & (keys > 0)
+    length = query_segments.shape[1]
+    if causal:
+        mask &= jnp.tri(length, dtype=bool)
+    if window is not None:
+        mask &= ~jnp.tri(length, k=-window, dtype=bool)
+    return mask[:, None]
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """Position of every token within its segment: 1 1 1 2 2 0 -> 0 1 2 0 1 0. [batch, length]."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    previous = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start = jax.lax.cummax(jnp.where(segment_ids != previous, index, 0), axis=1)
+    return index - start
+
+
+# --------------------------------------------------------------------------------------------------
+# Relative position bias
+
+
+@functools.cache
+def _buckets(bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of every relative position -max_distance..max_distance, int32 [2 * max_distance + 1].
+
+    Half of a direction's buckets hold one distance each, the rest are spaced by the logarithm;
+    whatever is max_distance away or more falls into the last.
+    """
+    relative = np.arange(-max_distance, max_distance + 1)  # key - query
+    if bidirectional:
+        buckets //= 2
+        offset, distance = np.where(relative > 0, buckets, 0), np.abs(relative)
+    else:
+        offset, distance = 0, np.maximum(-relative, 0)
+    exact = buckets // 2
+    # NOTE: T5X's epsilon keeps the distances at which the logarithm is a whole number (16, 32, 64)
+    # from falling one bucket short by rounding.
+    ratio = np.maximum(distance, 1).astype(np.float32) / exact + np.finfo(np.float32).eps
+    spaced = exact + np.log(ratio) / np.log(max_distance / exact) * (buckets - exact)
+    spaced = np.minimum(spaced.astype(np.int32), buckets - 1)
+    return (offset + np.where(distance < exact, distance, spaced)).astype(np.int32)
+
+
+class RelativePositionBias(nnx.Module):
+    """T5's learned bias on attention scores, one number per head and bucket of key - query."""
+
+    def __init__(self, num_heads: int, buckets: int, max_distance: int, *, bidirectional: bool):
+        self.rel_embedding = parameter(
+            (num_heads, buckets), ("relpos_heads", "relpos_buckets"), RELPOS_INIT
+        )
+        self.max_distance = max_distance
+        self.bidirectional = bidirectional
+
+    def __call__(self, queries: int, keys: int, offset: int | jax.Array = 0) -> jax.Array:
+        """The bias of queries at indices offset, offset + 1, ... on keys at 0, 1, ...
+
+        Array indices serve packed rows too: the bias depends on key - query alone, and other
+        segments are masked. Returns float32 [1, heads, queries, keys].
+        """
+        table = self.rel_embedding[...]
+        buckets = _buckets(self.bidirectional, table.shape[1], self.max_distance)
+        # One value per diagonal, then a Toeplitz matrix out of them by reshaping: rows of a
+        # [queries, diagonals + 1] tiling, read with a stride of `diagonals`, shift by one each.
+        # Its gradient is a sum over rows, where gathering [queries, keys] would scatter.
+        diagonals = queries + keys - 1
+        relative = jnp.arange(diagonals) - (queries - 1) - offset
+        relative = jnp.clip(relative, -self.max_distance, self.max_distance)
+        values = table[:, jnp.asarray(buckets)][:, relative + self.max_distance]
+        values = jnp.pad(values, ((0, 0), (0, 1)))
+        tiled = jnp.broadcast_to(values[:, None], (table.shape[0], queries, diagonals + 1))
+        skewed = tiled.reshape(table.shape[0], -1)[:, : queries * diagonals]
+        skewed = skewed.reshape(table.shape[0], queries, diagonals)
+        return skewed[None, :, ::-1, :keys]  # row r starts at diagonal r: the last query's is 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Rotary positions
+
+
+def rotary(
+    positions: jax.Array,
+    head_dim: int,
+    theta: float | jax.Array,
+    scaling: RopeScaling | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines for `rotate`, float32 [batch, length, 1, head_dim // 2] each."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    frequency = 1.0 / theta**exponent
+    if scaling is not None:
+        frequency = _scaled_frequencies(frequency, scaling)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _scaled_frequencies(frequency: jax.Array, scaling: RopeScaling) -> jax.Array:
+    slow = frequency / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    wavelengths = scaling.original_length * frequency / (2 * np.pi)  # within the original length
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    share = jnp.clip((wavelengths - low) / (high - low), 0.0, 1.0)
+    return (1 - share) * slow + share * frequency
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates [batch, length, heads, head_dim]; dimension i pairs with i + head_dim // 2."""
+    cos, sin = rotation
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+# --------------------------------------------------------------------------------------------------
+# Attention
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    dropout_broadcast: tuple[int, ...] = (),
+) -> jax.Array:
+    """softmax(scale * query key + bias) value, plainly.
+
+    Args:
+      query: [batch, queries, heads, head_dim].
+      key, value: [batch, keys, kv_heads, head_dim]; kv_heads divides heads, and query head h reads
+        key head h // (heads / kv_heads).
+      bias: float32, broadcastable to [batch, heads, queries, keys].
+      mask: bool, broadcastable to [batch, 1, queries, keys]; False hides.
+      softcap: scores are squashed into (-softcap, softcap) by tanh (Gemma 2).
+      dropout_broadcast: axes of [batch, heads, queries, keys] that share one draw of dropout.
+
+    Returns:
+      [batch, queries, heads, head_dim] in query's dtype.
+    """
+    batch, queries, heads, head_dim = query.shape
+    keys, kv_heads = key.shape[1:3]
+    grouped = query.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
+    scores = einsum("bqgrd,bkgd->bgrqk", grouped, key, jnp.float32)
+    scores = scores.reshape(batch, heads, queries, keys)
+    if scale != 1.0:
+        scores = scores * scale
+    if softcap is not None:
+        scores = jnp.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    weights = dropout(weights, dropout_rate, dropout_key, broadcast=dropout_broadcast)
+    weights = weights.astype(query.dtype).reshape(batch, kv_heads, -1, queries, keys)
+    attended = einsum("bgrqk,bkgd->bqgrd", weights, value)
+    return attended.reshape(batch, queries, heads, value.shape[-1])
+
+
+class Attention(nnx.Module):
+    """Projections around `dot_product_attention`; kernels are 2-D, [d_model, heads * head_dim]."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        qk_norm: Any = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        dropout_rate: float = 0.0,
+        dropout_broadcast: tuple[int, ...] = (),
+        init: Initializer | None = None,
+    ):
+        """`qk_norm`: None, or a function that makes the norm of a head; `init`: None for T5's."""
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.head_dim = head_dim
+        self.scale = scale
+        self.softcap = softcap
+        self.dropout_rate = dropout_rate
+        self.dropout_broadcast = dropout_broadcast
+        inner, kv_inner = num_heads * head_dim, self.num_kv_heads * head_dim
+        kernel_init = init or ATTENTION_INIT
+        query_init = init or functools.partial(_query_init, head_dim)
+        into, into_kv = ("embed", "heads"), ("embed", "kv_heads")
+        if self.num_kv_heads == num_heads:
+            into_kv = into
+        self.query = Linear(d_model, inner, into, bias=qkv_bias, init=query_init)
+        self.key = Linear(d_model, kv_inner, into_kv, bias=qkv_bias, init=kernel_init)
+        self.value = Linear(d_model, kv_inner, into_kv, bias=qkv_bias, init=kernel_init)
+        self.out = Linear(inner, d_model, ("heads", "embed"), bias=out_bias, init=kernel_init)
+        self.query_norm: RMSNorm | None = qk_norm() if qk_norm else None
+        self.key_norm: RMSNorm | None = qk_norm() if qk_norm else None
+
+    def queries(self, x: jax.Array, rotation=None) -> jax.Array:
+        """[batch, length, d_model] -> [batch, length, heads, head_dim]."""
+        return self._heads(self.query(x), self.num_heads, self.query_norm, rotation)
+
+    def keys_values(self, x: jax.Array, rotation=None) -> tuple[jax.Array, jax.Array]:
+        """[batch, length, d_model] -> keys and values, [batch, length, kv_heads, head_dim] each."""
+        key = self._heads(self.key(x), self.num_kv_heads, self.key_norm, rotation)
+        return key, self._heads(self.value(x), self.num_kv_heads)
+
+    def attend(
+        self, query, key, value, *, bias=None, mask=None, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Attention and output projection, [batch, queries, d_model]."""
+        attended = dot_product_attention(
+            query,
+            key,
+            value,
+            bias=bias,
+            mask=mask,
+            scale=self.scale,
+            softcap=self.softcap,
+            dropout_rate=self.dropout_rate,
+            dropout_key=dropout_key,
+            dropout_broadcast=self.dropout_broadcast,
+        )
+        attended = checkpoint_name(attended, "attention")
+        return self.out(attended.reshape(*attended.shape[:2], -1))
+
+    def __call__(
+        self, x, source=None, *, bias=None, mask=None, rotation=None, dropout_key=None
+    ) -> jax.Array:
+        """x attends to source, or to itself. [batch, length, d_model] -> the same shape."""
+        query = self.queries(x, rotation)
+        key, value = self.keys_values(x if source is None else source, rotation)
+        return self.attend(query, key, value, bias=bias, mask=mask, dropout_key=dropout_key)
+
+    def _heads(self, x, heads, norm=None, rotation=None):
+        x = x.reshape(*x.shape[:2], heads, self.head_dim)
+        if norm is not None:
+            x = norm(x)
+        return x if rotation is None else rotate(x, rotation)
+
+
+def _query_init(head_dim, key, shape, dtype):
+    return ATTENTION_INIT(key, shape, dtype) / np.sqrt(head_dim)
