@@ -38,6 +38,8 @@ RULES: Rules = {
     "layers": (),
     "relpos_heads": (),
     "relpos_buckets": (),
+    "positions": (),
+    "head_dim": (),
     "sentence": (),
     # Activations.
     "batch": ("data", "fsdp"),

@@ -1,0 +1,98 @@
+"""How a process starts and how it is told to stop: the same for training and for scoring.
+
+- Several processes join by `jax.distributed`. On TPU pods, Slurm and GKE the library finds its
+  peers itself; elsewhere the coordinator's address, the number of processes and the index are given
+  as flags or in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+- Compiled programs are cached on disk, keyed by program, compiler and flags: the second run of the
+  same shape starts without compiling.
+- SIGTERM asks to stop at the next step. All processes of a job agree on the step, whichever of them
+  was told. A stopped job exits with EX_TEMPFAIL (75): launchers restart on it, and it goes on.
+- Command lines import this module before they know what they are asked for, so it imports jax inside
+  its functions only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from types import TracebackType
+
+RESTART = 75  # EX_TEMPFAIL of sysexits.h: stopped in good order, run the same command again
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags by which the processes of a job find each other."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the job that the environment describes (TPU pod, Slurm, GKE, JAX_* variables)",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; joins")
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+
+def join(arguments: argparse.Namespace) -> None:
+    """Join the other processes, where there are any. Call it before anything asks for a device."""
+    import jax
+
+    if arguments.coordinator is not None:
+        jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process)
+    elif arguments.distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize()
+
+
+def cache_compilations(directory: str | os.PathLike | None) -> None:
+    """Keep compiled programs in `directory`, for this and every later process. None: do nothing."""
+    import jax
+
+    if directory is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.fspath(directory))
+    # Small programs too: a study starts many processes that compile the same few dozens of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class StopSignal:
+    """Whether the job was asked to stop.
+
+    with StopSignal() as stop:
+        for step in range(...):
+            ...
+            if stop.requested(step):
+                save and leave
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._previous: object = None
+
+    def __enter__(self) -> StopSignal:
+        import jax
+
+        # NOTE: with several processes, jax.distributed listens for SIGTERM itself and spreads the
+        # word; a handler of ours would take the signal away from it.
+        if jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
+
+    def _receive(self, *_: object) -> None:
+        self._received = True
+
+    def requested(self, step: int) -> bool:
+        """The same answer on every process. Call it at every step."""
+        import jax
+        from jax.experimental import multihost_utils
+
+        if jax.process_count() == 1:
+            return self._received
+        return multihost_utils.reached_preemption_sync_point(step)
