@@ -7,8 +7,8 @@
   same shape starts without compiling.
 - SIGTERM asks to stop at the next step. All processes of a job agree on the step, whichever of them
   was told. A stopped job exits with EX_TEMPFAIL (75): launchers restart on it, and it goes on.
-- Command lines import this module before they know what they are asked for, so it imports jax inside
-  its functions only.
+- Command lines import this module before they know what they are asked for: jax comes in inside
+  the functions only.
 """
 
 from __future__ import annotations
