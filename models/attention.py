@@ -29,6 +29,7 @@ from models.layers import (
     einsum,
     parameter,
 )
+from models.partitioning import constrain
 
 # NOTE: finite, so that a row without any visible key gives a uniform softmax and not NaN.
 MASKED = -1e10
@@ -48,7 +49,7 @@ def segment_mask(
     """Who sees whom: same segment, not padding, with `causal` not the future.
 
     Takes ids [batch, queries] and [batch, keys], 0 where padding; returns bool
-    [batch, 1, queries, keys]. `window` further hides all but the latest so many tokens. Both compare
+    [batch, 1, queries, keys]. `window` also hides all but so many latest tokens. Both compare
     array indices, so queries and keys must be the same tokens.
 
         segments 1 1 2 0, causal:  1 . . .
@@ -298,6 +299,7 @@ class Attention(nnx.Module):
 
     def _heads(self, x, heads, norm=None, rotation=None):
         x = x.reshape(*x.shape[:2], heads, self.head_dim)
+        x = constrain(x, ("batch", "length", "heads", None))
         if norm is not None:
             x = norm(x)
         return x if rotation is None else rotate(x, rotation)

@@ -1,7 +1,7 @@
 """The shapes of the models: one frozen dataclass per family, and the published sizes by name.
 
-- A configuration is data: hashable (static under `jax.jit`), and one JSON object on disk (`to_dict`,
-  `from_dict`), which stands beside every checkpoint.
+- A configuration is data: hashable (static under `jax.jit`), and one JSON object on disk (`to_dict`
+  and `from_dict`), which stands beside every checkpoint.
 - One `T5Config` covers T5 v1.0, v1.1, Flan, LM-adapted, mT5, umT5, ByT5 and Sentence-T5; one
   `DecoderConfig` covers GPT-2, Llama, Qwen 2 and 3, and Gemma 1 to 3. They differ in these fields
   only, never in code of their own.

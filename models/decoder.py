@@ -31,6 +31,9 @@ from models.layers import (
     einsum,
     split_key,
 )
+from models.partitioning import constrain
+
+_RESIDUAL = ("batch", "length", "embed")
 
 
 class DecoderLayer(nnx.Module):
@@ -81,14 +84,14 @@ class DecoderLayer(nnx.Module):
         return self.finish(x, y, dropout_keys=keys[1:])
 
     def finish(self, x, attended, *, dropout_keys=(None, None)):
-        """All that follows the attention: x the residual stream, `attended` the attention's output."""
+        """What follows the attention: `attended` is its output, x the residual stream before it."""
         if self.post_norms:
             attended = self.post_self_attention_layer_norm(attended)
         x = x + dropout(attended, self.dropout_rate, dropout_keys[0])
         y = self.mlp(self.pre_mlp_layer_norm(x))
         if self.post_norms:
             y = self.post_mlp_layer_norm(y)
-        return x + dropout(y, self.dropout_rate, dropout_keys[1])
+        return constrain(x + dropout(y, self.dropout_rate, dropout_keys[1]), _RESIDUAL)
 
 
 class Decoder(Stack):
@@ -165,6 +168,7 @@ class DecoderLM(nnx.Module):
 
         keys = split_key(dropout_key, config.num_layers + 1)
         x = dropout(self.embed(tokens, positions), config.dropout_rate, keys[0])
+        x = constrain(x, _RESIDUAL)
 
         def step(layer, x, given):
             is_global, key = given
@@ -186,7 +190,7 @@ class DecoderLM(nnx.Module):
         logits = einsum("bld,dv->blv", hidden, kernel, jnp.float32) * scale
         if self.config.logit_softcap is not None:
             logits = jnp.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
-        return logits
+        return constrain(logits, ("batch", "length", "vocab"))
 
     def output_embedding(self) -> tuple[jax.Array, float]:
         """The kernel [d_model, vocab] and the scale of `logits`, for losses that work in chunks."""

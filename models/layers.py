@@ -1,4 +1,4 @@
-"""The parts that every model is made of: linear maps, norms, embeddings, MLPs, and stacks of layers.
+"""The parts that every model is made of: linear maps, norms, embeddings, MLPs, stacks of layers.
 
 - A module declares its parameters as shapes with logical axes and an initialiser, and holds no
   arrays until `Model.bind` puts them in: NNX is the container, nothing more.
@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from models.partitioning import constrain
+
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
-# T5's own, as T5X initialises it. The query's has 1/sqrt(d_kv) folded in: see `attention.Attention`.
+# T5's own, as T5X initialises it. A query's has 1/sqrt(d_kv) folded in: see `attention.Attention`.
 KERNEL_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 ATTENTION_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 RELPOS_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -46,7 +48,7 @@ REMAT_POLICIES: dict[str, Any] = {
 
 
 def parameter(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
-    """Declares a float32 parameter: its shape, one logical axis name per dimension, its initialiser."""
+    """Declares a float32 parameter, with one logical axis name per dimension."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, initializer=init)
 
 
@@ -218,6 +220,7 @@ class MLP(nnx.Module):
         hidden = _ACTIVATIONS[self.activation](hidden.astype(jnp.float32))
         if self.gated:
             hidden = hidden * self.wi_1(x)
+        hidden = constrain(hidden, ("batch", "length", "mlp"))
         hidden = dropout(
             hidden.astype(x.dtype), self.dropout_rate, dropout_key, broadcast=broadcast
         )

@@ -55,7 +55,7 @@ class Model:
         return self._tree(lambda _, param: param.get_value())
 
     def logical_axes(self) -> Params:
-        """The parameters' logical axes: a tree whose leaves are tuples of names, one a dimension."""
+        """The parameters' logical axes: a tree whose leaves are tuples, one name a dimension."""
         return self._tree(lambda _, param: param.axes)
 
     def parameter_count(self) -> int:

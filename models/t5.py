@@ -19,8 +19,10 @@ from flax import nnx
 from models.attention import Attention, RelativePositionBias, segment_mask
 from models.config import T5Config
 from models.layers import MLP, Embedding, Linear, RMSNorm, Stack, dropout, einsum, split_key
+from models.partitioning import constrain
 
 _EMBEDDING_INIT = jax.nn.initializers.normal(1.0)
+_RESIDUAL = ("batch", "length", "embed")
 _LENGTH = (1,)  # of [batch, length, features]
 _QUERIES = (2,)  # of [batch, heads, queries, keys]
 
@@ -48,7 +50,7 @@ class EncoderLayer(nnx.Module):
         )
         x = x + drop(y, key=keys[1])
         y = self.mlp(self.pre_mlp_layer_norm(x), dropout_key=keys[2], broadcast=_LENGTH)
-        return x + drop(y, key=keys[3])
+        return constrain(x + drop(y, key=keys[3]), _RESIDUAL)
 
 
 class DecoderLayer(nnx.Module):
@@ -80,7 +82,7 @@ class DecoderLayer(nnx.Module):
         )
         x = x + drop(y, key=keys[3])
         y = self.mlp(self.pre_mlp_layer_norm(x), dropout_key=keys[4], broadcast=_LENGTH)
-        return x + drop(y, key=keys[5])
+        return constrain(x + drop(y, key=keys[5]), _RESIDUAL)
 
 
 class Encoder(Stack):
@@ -101,7 +103,7 @@ class Encoder(Stack):
     def __call__(self, x, segment_ids, *, dropout_key=None):
         """Embedded tokens [batch, length, d_model] -> their encodings, the same shape."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
-        x = dropout(x, self.dropout_rate, first, broadcast=_LENGTH)
+        x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
         mask = segment_mask(segment_ids, segment_ids)
         bias = self.relpos_bias(x.shape[1], x.shape[1]) if hasattr(self, "relpos_bias") else None
 
@@ -132,7 +134,7 @@ class Decoder(Stack):
     def __call__(self, x, encoded, segment_ids, encoder_segment_ids, *, dropout_key=None):
         """Embedded tokens [batch, target_length, d_model] -> hidden states, the same shape."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
-        x = dropout(x, self.dropout_rate, first, broadcast=_LENGTH)
+        x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
         mask = segment_mask(segment_ids, segment_ids, causal=True)
         cross_mask = segment_mask(segment_ids, encoder_segment_ids)
         bias = self.relpos_bias(x.shape[1], x.shape[1]) if hasattr(self, "relpos_bias") else None
@@ -200,7 +202,8 @@ class T5(nnx.Module):
     def logits(self, hidden) -> jax.Array:
         """Hidden states [batch, length, d_model] -> float32 [batch, length, vocab]."""
         kernel, scale = self.output_embedding()
-        return einsum("bld,dv->blv", hidden, kernel, jnp.float32) * scale
+        logits = einsum("bld,dv->blv", hidden, kernel, jnp.float32) * scale
+        return constrain(logits, ("batch", "length", "vocab"))
 
     def output_embedding(self) -> tuple[jax.Array, float]:
         """The kernel [d_model, vocab] and the scale of `logits`, for losses that work in chunks."""
