@@ -6,8 +6,8 @@ Choices
 - Words are runs of letters, digits and underscores, and runs of punctuation, lower-cased: what
   `re.findall(r"\\w+|[^\\w\\s]+", text.lower())` finds, in any script, but for the two letters
   whose lower case depends on more than themselves (the Turkish dotted I, the Greek final sigma).
-- A word's hash is a polynomial in its characters. Prefix sums over the batch give the hash of every
-  word by one subtraction, and a power of the (odd, so invertible) base takes its position out again.
+- A word's hash is a polynomial in its characters. Prefix sums over the batch give every word's by
+  one subtraction, and a power of the (odd, so invertible) base takes its position out again.
   Integers of 64 bits wrap around: that is the modulus.
 - A document's n-grams are those of its own words: none reaches over into the next document.
 - The same text has the same hashes everywhere and for ever; models keep the name of the hash
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ def batches(texts: pa.Array | pa.ChunkedArray, size: int = _BATCH_BYTES) -> Iter
         # A document belongs to the batch in which it starts.
         batch = (offsets[:-1] - offsets[0]) // size
         cuts = [0, *(np.flatnonzero(np.diff(batch)) + 1), len(chunk)]
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for begin, end in itertools.pairwise(cuts):
             yield chunk.slice(begin, end - begin)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 
@@ -10,7 +11,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 
 from pruning.ngrams.hashing import Features, NGrams, batches, hashed_ngrams, segment_sums
 
@@ -91,7 +91,7 @@ def test_buckets_are_used_evenly():
 def test_segment_sums_take_empty_segments(lengths):
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     values = np.arange(offsets[-1], dtype=np.float32) + 1
-    expected = [values[a:b].sum() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    expected = [values[a:b].sum() for a, b in itertools.pairwise(offsets)]
     np.testing.assert_array_equal(segment_sums(values, offsets), expected)
 
 
@@ -119,6 +119,6 @@ def test_speed_is_far_above_a_loop_over_words():
     for _ in range(2):
         words = re.findall(r"\w+|[^\w\s]+", text.lower())
         [hash(word) for word in words]
-        [hash(pair) for pair in zip(words[:-1], words[1:], strict=True)]
+        [hash(pair) for pair in itertools.pairwise(words)]
     plain = (time.process_time() - start) * 10
     assert vectorised < plain
