@@ -1,0 +1,650 @@
+"""The trainer: pretraining and fine-tuning, one program read from top to bottom.
+
+    python train.py --gin_file=configs/pretrain/t5_tiny.gin --gin.OUTPUT=runs/tiny
+
+Killed at any moment and started again by the same command, it goes on from its last checkpoint and
+ends with the same bits. Told to stop (SIGTERM), it saves and exits with code 75.
+
+What a run leaves in its output directory:
+
+    config.json           the configuration, and the digests of the data it was given
+    winnow_model.json     the model's shape: the directory can be loaded as a model
+    checkpoints/          see models/checkpoints.py
+    metrics.jsonl         a line per logged step, per evaluation, per event; each step once
+    result.json           written last; with it there is nothing left to do
+
+Choices
+- The state is one tree (step, parameters, optimiser state), donated to each step. Everything random
+  follows from (seed, step) and the data are index-addressed: the step is all that a resume needs.
+- Losses are sums over the global batch divided by its number of real target tokens, whatever the
+  mesh, the number of processes or of microbatches.
+- Metrics are read two steps late, so that the device never waits for the host.
+"""
+
+# --------------------------------------------------------------------------------------------------
+# Command line: parsed before the imports below, so that --help answers at once.
+
+import argparse
+import sys
+
+from models import runtime
+from pruning import configuration
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    configuration.add_arguments(parser)
+    runtime.add_arguments(parser)
+    ARGUMENTS, UNKNOWN = parser.parse_known_args()
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from models import losses, partitioning
+from models.checkpoints import MODEL_FILE, Checkpoints, Retention, read_config, write_config
+from models.config import NAMED, DecoderConfig, T5Config, from_dict
+from models.flops import peak_flops, training_flops
+from models.model import Model
+from models.optimizers import (
+    Adafactor,
+    AdamW,
+    Constant,
+    InverseSquareRoot,
+    WarmupCosine,
+    WarmupLinear,
+    state_axes,
+)
+from pruning import progress
+from pruning.artefact import config_of, differences, digest_of, write_text
+from pruning.examples import ExamplesConfig
+
+# --------------------------------------------------------------------------------------------------
+# Configuration
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      output: the run's directory.
+      model: a name of models.config.NAMED, a T5Config or a DecoderConfig; None with
+        `initial_weights`, which bring their own.
+      initial_weights: anything that models.weights.load reads; else parameters are drawn from
+        `seed`.
+      data: has `open(process_index, process_count)` -> an object whose `batch(step)` is a
+        dictionary of NumPy arrays: this process's rows of global batch `step`, as a pure function.
+        Where that object has `inputs` (name -> {"path", "digest"}), they become part of the run's
+        identity; where it has `num_batches`, evaluation stops there.
+      eval_data: name -> such an object; the same batches at every evaluation.
+      steps: updates to make.
+      eval_every, checkpoint_every: in steps; both also happen at the end.
+      eval_batches: how many at most, from each of `eval_data`.
+      keep: which checkpoints stay; metrics are named "<eval name>/loss".
+      optimizer: has `build(logical axes)` -> optax transformation, and a `schedule`.
+      clip_norm: global norm to which gradients are clipped; None: they are not.
+      microbatches: parts that a batch is processed in, one after another.
+      dropout: overrides the model's; T5 pretrains without and fine-tunes with 0.1.
+      dtype: overrides the model's compute dtype; parameters are float32 always.
+      remat, scan_layers: override the model's.
+      loss_chunk: target tokens whose logits are in memory at a time; None: all of them.
+      mesh: sizes of data, fsdp and tensor; -1 takes what remains.
+      profile: (first, last) step to record for the profiler, in <output>/profile.
+      tensorboard: also write <output>/tensorboard; wants the "tensorboard" extra.
+      compilation_cache: directory shared by runs.
+    """
+
+    output: str
+    data: Any
+    steps: int
+    model: str | T5Config | DecoderConfig | None = None
+    initial_weights: str | None = None
+    eval_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    eval_every: int = 1000
+    eval_batches: int = 16
+    checkpoint_every: int = 1000
+    keep: Retention = dataclasses.field(default_factory=Retention)
+    optimizer: Any = dataclasses.field(default_factory=Adafactor)
+    clip_norm: float | None = None
+    microbatches: int = 1
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    dropout: float | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    remat: str | None = None
+    scan_layers: bool | None = None
+    loss_chunk: int | None = None
+    seed: int = 0
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    log_every: int = 10
+    profile: tuple[int, int] | None = None
+    tensorboard: bool = False
+    compilation_cache: str | None = None
+
+    def __post_init__(self):
+        if (self.model is None) == (self.initial_weights is None):
+            raise ValueError("set one of Train.model and Train.initial_weights")
+        if isinstance(self.model, str) and self.model not in NAMED:
+            raise ValueError(f"unknown model {self.model!r}; known: {', '.join(sorted(NAMED))}")
+        for name in ("steps", "eval_every", "eval_batches", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Train.{name} must be at least 1")
+
+
+# What may change between two starts of a run: it changes no number that the run computes.
+FREE = {
+    "output",
+    "steps",  # may grow
+    "checkpoint_every",
+    "keep",
+    "mesh",
+    "remat",
+    "log_every",
+    "profile",
+    "tensorboard",
+    "compilation_cache",
+}
+
+# What a configuration file may speak of.
+CONFIGURABLES = {
+    "Train": TrainConfig,
+    "Retention": Retention,
+    "T5Config": T5Config,
+    "DecoderConfig": DecoderConfig,
+    "Adafactor": Adafactor,
+    "AdamW": AdamW,
+    "InverseSquareRoot": InverseSquareRoot,
+    "Constant": Constant,
+    "WarmupLinear": WarmupLinear,
+    "WarmupCosine": WarmupCosine,
+    "Examples": ExamplesConfig,
+}
+
+
+class RunError(RuntimeError):
+    """The run cannot start or go on; the message says why and what to do."""
+
+
+# --------------------------------------------------------------------------------------------------
+# State and steps
+
+
+class State(NamedTuple):
+    step: jax.Array  # int32 scalar: updates done
+    params: Any
+    opt_state: Any
+
+
+Step = Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
+
+
+def make_optimizer(config: TrainConfig, model: Model) -> optax.GradientTransformation:
+    optimizer = config.optimizer.build(model.logical_axes())
+    if config.clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def abstract_state(
+    model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> State:
+    """Shapes, dtypes and shardings of the state: enough to compile for it or to restore it."""
+    params, axes = model.shapes(), model.logical_axes()
+    opt_state = jax.eval_shape(optimizer.init, params)
+    shapes = State(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+    axes = State((), axes, state_axes(opt_state, params, axes))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        partitioning.shardings(shapes, axes, mesh),
+    )
+
+
+def token_sums(config: TrainConfig, model: Model, params: Any, batch: dict, key: Any) -> tuple:
+    """Loss of a batch as a sum over its target tokens, and the sums that metrics are made of."""
+    module = model.bind(params)
+    hidden = module.forward(batch, dropout_key=key)  # [batch, length, d_model]
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    terms = (targets, weights, config.z_loss, config.label_smoothing)
+    if config.loss_chunk is None:
+        loss, count, sums = losses.cross_entropy(module.logits(hidden), *terms)
+    else:
+        kernel, scale = module.output_embedding()
+        softcap = getattr(model.config, "logit_softcap", None)
+        loss, count, sums = losses.chunked_cross_entropy(
+            hidden, kernel, *terms, chunk=config.loss_chunk, scale=scale, softcap=softcap
+        )
+    return loss, sums | {"objective": loss, "target_tokens": count}
+
+
+def make_train_step(
+    config: TrainConfig, model: Model, optimizer: optax.GradientTransformation
+) -> Step:
+    """One update. (state, batch) -> (state, metrics); metrics are float32 scalars."""
+
+    def gradients_of(params, batch, key):
+        dropout_key = key if model.config.dropout_rate else None
+        return jax.grad(lambda p: token_sums(config, model, p, batch, dropout_key), has_aux=True)(
+            params
+        )
+
+    def accumulated(params, batch, key):
+        """Gradients and sums, one microbatch after another."""
+
+        # Microbatch m has rows m, m + microbatches, ...: each device keeps the rows it has.
+        def split(x):
+            rows = x.reshape(-1, config.microbatches, *x.shape[1:])
+            return jnp.moveaxis(rows, 1, 0)  # [microbatches, rows, ...]
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradients_of(params, *part)), None
+
+        parts = (jax.tree.map(split, batch), jax.random.split(key, config.microbatches))
+        first = jax.eval_shape(gradients_of, params, *jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def train_step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        compute = gradients_of if config.microbatches == 1 else accumulated
+        gradients, sums = compute(state.params, batch, key)
+        # NOTE: the number of real target tokens of the whole global batch; a sum instead of this
+        # mean would be hidden by Adafactor and would ruin AdamW.
+        count = jnp.maximum(sums["target_tokens"], 1.0)
+        gradients = jax.tree.map(lambda g: g / count, gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {
+            "loss": sums["nll"] / count,
+            "objective": sums["objective"] / count,
+            "accuracy": sums["correct"] / count,
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": config.optimizer.schedule(state.step),
+            "target_tokens": sums["target_tokens"],
+            "tokens": sums["target_tokens"] + _given_tokens(batch, model),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def _given_tokens(batch: dict[str, jax.Array], model: Model) -> jax.Array | float:
+    """Real tokens that an encoder reads."""
+    if "encoder_input_tokens" not in batch:
+        return 0.0
+    return jnp.sum(batch["encoder_input_tokens"] != model.config.pad_id, dtype=jnp.float32)
+
+
+def make_eval_step(config: TrainConfig, model: Model) -> Callable:
+    """(params, batch) -> sums over the batch's target tokens, without dropout."""
+
+    def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return token_sums(config, model, params, batch, None)[1]
+
+    return eval_step
+
+
+# --------------------------------------------------------------------------------------------------
+# What the run is, what it has done
+
+
+def claim(config: TrainConfig, data: Mapping[str, Any]) -> tuple[str, dict | None]:
+    """Take the output directory: new, or begun with this same configuration.
+
+    Args:
+        data: the opened data by name.
+
+    Returns:
+        The configuration's digest, and the content of result.json where the run is finished.
+
+    Raises:
+        RunError: the directory was begun with another configuration.
+    """
+    run = epath.Path(config.output)
+    operative = config_of(config)
+    inputs = {name: getattr(opened, "inputs", {}) for name, opened in data.items()}
+    identity = {name: value for name, value in operative.items() if name not in FREE}
+    identity["inputs"] = {
+        name: {key: value["digest"] for key, value in given.items()}
+        for name, given in inputs.items()
+    }
+    file = run / "config.json"
+    if file.exists():
+        begun = json.loads(file.read_text())
+        changes = differences(begun["identity"], json.loads(json.dumps(identity)))
+        if begun["train"]["steps"] > config.steps:
+            changes.append(f"steps: {begun['train']['steps']} -> {config.steps} (may only grow)")
+        if changes:
+            raise RunError(
+                f"{run} was begun with another configuration:"
+                + "".join(f"\n  {change}" for change in changes)
+                + "\nGive another output, or delete this one."
+            )
+    if jax.process_index() == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        value = {"train": operative, "inputs": inputs, "identity": identity}
+        write_text(file, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    result_file = run / "result.json"
+    result = json.loads(result_file.read_text()) if result_file.exists() else None
+    done = result is not None and result["steps"] == config.steps
+    return digest_of(identity), result if done else None
+
+
+class Metrics:
+    """metrics.jsonl. Opening it for a run restored at `step` drops what came after that step.
+
+    Attributes:
+      lines: every line kept or written, as dictionaries.
+    """
+
+    def __init__(self, config: TrainConfig, step: int):
+        self._path = epath.Path(config.output) / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        self.lines = [line for line in _json_lines(self._path) if line["step"] <= step]
+        self._tensorboard = None
+        if self._writes:
+            self.save()
+            # Object stores do not append: there the file is written anew at each checkpoint.
+            remote = "://" in os.fspath(self._path)
+            self._file = None if remote else self._path.open("a")
+            if config.tensorboard:
+                self._tensorboard = _tensorboard(epath.Path(config.output), step)
+
+    def write(self, step: int, kind: str, **values: Any) -> None:
+        """`kind` is "train", "eval" or "event"."""
+        line = {"step": step, "kind": kind, **values}
+        self.lines.append(line)
+        if not self._writes:
+            return
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        if self._tensorboard is not None:
+            prefix = "/".join(filter(None, (kind, values.get("name"))))
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
+
+    def save(self) -> None:
+        """Write all lines anew, in one stroke."""
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def checkpointed(self) -> None:
+        if self._writes and self._file is None:
+            self.save()
+
+    def last(self, kind: str, name: str | None = None) -> dict[str, Any]:
+        for line in reversed(self.lines):
+            if line["kind"] == kind and (name is None or line["name"] == name):
+                return line
+        return {}
+
+
+def _json_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; a killed process may have left half of one at its end."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def _tensorboard(run: epath.Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise RunError(
+            "Train.tensorboard wants tensorboardX: pip install 'winnow-lm[tensorboard]'"
+        ) from error
+    return SummaryWriter(os.fspath(run / "tensorboard"), purge_step=step + 1)
+
+
+def prefetch(
+    batch_of: Callable[[int], Any], steps: range, depth: int = 2
+) -> Iterator[tuple[int, Any]]:
+    """(step, batch_of(step)) in order, made on a thread up to `depth` steps ahead."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as reader:
+        pending: collections.deque = collections.deque()
+        for step in steps:
+            pending.append((step, reader.submit(batch_of, step)))
+            if len(pending) > depth:
+                ready, batch = pending.popleft()
+                yield ready, batch.result()
+        while pending:
+            ready, batch = pending.popleft()
+            yield ready, batch.result()
+
+
+def is_spike(loss: float, recent: collections.deque) -> bool:
+    """Whether a loss stands six standard deviations above the `recent` ones, once there are 32."""
+    if len(recent) < 32:
+        return False
+    return loss > statistics.fmean(recent) + 6 * statistics.pstdev(recent)
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+
+
+def train(config: TrainConfig) -> dict[str, Any] | None:
+    """Make the run, or what is left of it. Returns what result.json holds; None if told to stop."""
+    started = time.monotonic()
+    runtime.cache_compilations(config.compilation_cache)
+    run = epath.Path(config.output)
+    chief = jax.process_index() == 0
+
+    def say(message: str) -> None:
+        if chief:
+            print(message, file=sys.stderr, flush=True)
+
+    # ---- mesh ------------------------------------------------------------------------------------
+    mesh = partitioning.make_mesh(config.mesh)
+    reader = partitioning.batch_reader(mesh)
+
+    # ---- data ------------------------------------------------------------------------------------
+    data = config.data.open(*reader)
+    eval_data = {name: value.open(*reader) for name, value in config.eval_data.items()}
+    config_digest, finished = claim(config, {"train": data, **eval_data})
+    if finished is not None:
+        say(f"{run} is finished: nothing to do")
+        return finished
+
+    def from_(opened: Any) -> Callable[[int], dict[str, jax.Array]]:
+        return lambda step: partitioning.global_batch(opened.batch(step), mesh)
+
+    checkpoints = Checkpoints(run, config.keep)
+    with checkpoints, partitioning.use(mesh), runtime.StopSignal() as stop:
+        # ---- model -------------------------------------------------------------------------------
+        params = None
+        if checkpoints.steps() and (run / MODEL_FILE).exists():
+            model = Model(from_dict(read_config(run)))
+        elif config.initial_weights is not None:
+            from models import weights
+
+            model, params = weights.load(config.initial_weights, mesh=mesh)
+        else:
+            model = Model(NAMED[config.model] if isinstance(config.model, str) else config.model)
+        overrides = {
+            "dropout_rate": config.dropout,
+            "dtype": config.dtype,
+            "remat": config.remat,
+            "scan_layers": config.scan_layers,
+        }
+        given = {name: value for name, value in overrides.items() if value is not None}
+        model = Model(dataclasses.replace(model.config, **given))
+
+        # ---- state -------------------------------------------------------------------------------
+        optimizer = make_optimizer(config, model)
+        abstract = abstract_state(model, optimizer, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+        def initial_state(params: Any) -> State:
+            if params is None:
+                params = model.init(jax.random.key(config.seed))
+            return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+        # ---- restore -----------------------------------------------------------------------------
+        restored = checkpoints.restore(abstract.params, abstract.opt_state)
+        if restored is not None:
+            first, params, opt_state = restored
+            step = jax.device_put(np.int32(first), shardings.step)
+            state = State(step, params, opt_state)
+            say(f"{run}: continuing from step {first}")
+        else:
+            first = 0
+            state = jax.jit(initial_state, out_shardings=shardings, donate_argnums=0)(params)
+            if chief:
+                write_config(run, model.config.to_dict())
+        del params, restored
+        metrics = Metrics(config, first)
+
+        # ---- step --------------------------------------------------------------------------------
+        train_step = jax.jit(
+            make_train_step(config, model, optimizer),
+            out_shardings=(shardings, partitioning.replicated(mesh)),
+            donate_argnums=0,
+        )
+        eval_step = jax.jit(make_eval_step(config, model))
+
+        def evaluate(params: Any, step: int) -> dict[str, float]:
+            """Loss per target token on each of the evaluation sets."""
+            found = {}
+            for name, opened in eval_data.items():
+                batches = min(config.eval_batches, getattr(opened, "num_batches", None) or math.inf)
+                sums: collections.Counter = collections.Counter()
+                for _, batch in prefetch(from_(opened), range(int(batches))):
+                    sums.update(jax.device_get(eval_step(params, batch)))
+                count = max(float(sums["target_tokens"]), 1.0)
+                found[name] = float(sums["nll"]) / count
+                metrics.write(
+                    step,
+                    "eval",
+                    name=name,
+                    loss=found[name],
+                    perplexity=math.exp(min(found[name], 700.0)),
+                    accuracy=float(sums["correct"]) / count,
+                    target_tokens=int(count),
+                )
+            return {f"{name}/loss": loss for name, loss in found.items()}
+
+        # ---- loop --------------------------------------------------------------------------------
+        before = metrics.last("train")  # of this run's earlier starts
+        totals = {name: before.get(name, 0) for name in ("tokens", "target_tokens", "flops")}
+        pending: collections.deque = collections.deque()
+        recent: collections.deque = collections.deque(maxlen=128)
+        peak = peak_flops(jax.devices()[0])
+        flops_per_step = 0.0
+        clock = started - before.get("seconds", 0.0)  # reads as seconds spent on the run
+        paused = rated_from = 0.0
+        rated_tokens = 0
+
+        def drain(keep: int, task: progress.Task) -> None:
+            """Look at the metrics of all but the latest `keep` steps."""
+            nonlocal rated_from, rated_tokens
+            while len(pending) > keep:
+                step, logged, values = pending.popleft()
+                values = {name: float(value) for name, value in jax.device_get(values).items()}
+                if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+                    raise RunError(
+                        f"step {step}: loss {values['loss']}, gradient norm "
+                        f"{values['gradient_norm']}. The newest checkpoint is of step "
+                        f"{max(checkpoints.steps(), default=0)}; lower the learning rate, clip the "
+                        "gradients, or skip the batch."
+                    )
+                now = time.monotonic() - paused
+                if not rated_from:  # the first step's time is mostly compilation
+                    rated_from, rated_tokens = now, -int(values["tokens"])
+                rated_tokens += int(values["tokens"])
+                for name in ("tokens", "target_tokens"):
+                    totals[name] += int(values.pop(name))
+                totals["flops"] += flops_per_step
+                shown: dict[str, Any] = {"loss": values["loss"]}
+                if now > rated_from:
+                    shown["tokens_per_second"] = rated_tokens / (now - rated_from)
+                if peak and task.rate:
+                    done = flops_per_step * task.rate / jax.device_count()
+                    shown["share_of_peak"] = f"{done / peak:.0%}"
+                task.advance(1, **shown)
+                if is_spike(values["loss"], recent):
+                    mean = statistics.fmean(recent)
+                    say(f"step {step}: loss {values['loss']:.4g} spikes above {mean:.4g}")
+                    metrics.write(step, "event", event="loss spike", loss=values["loss"])
+                recent.append(values["loss"])
+                if logged:
+                    seconds = round(time.monotonic() - clock, 3)
+                    metrics.write(step, "train", **values, **totals, seconds=seconds)
+
+        stopped = False
+        with progress.track("train", config.steps, "steps", initial=first) as task:
+            for index, batch in prefetch(from_(data), range(first, config.steps)):
+                if config.profile and index == config.profile[0]:
+                    jax.profiler.start_trace(os.fspath(run / "profile"))
+                state, values = train_step(state, batch)
+                step = index + 1
+                if not flops_per_step:
+                    shapes = {name: array.shape for name, array in batch.items()}
+                    flops_per_step = training_flops(model.config, shapes)
+                if config.profile and step == config.profile[1]:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+
+                last = step == config.steps
+                stopped = stop.requested(step) and not last
+                evaluates = last or step % config.eval_every == 0
+                saves = last or stopped or step % config.checkpoint_every == 0
+                logs = evaluates or saves or step % config.log_every == 0
+                pending.append((step, logs, values))
+                drain(0 if evaluates or saves else 2, task)
+                began = time.monotonic()
+                found = evaluate(state.params, step) if evaluates else None
+                if saves:
+                    checkpoints.save(step, state.params, state.opt_state, found)
+                    metrics.checkpointed()
+                paused += time.monotonic() - began
+                if stopped:
+                    break
+        checkpoints.wait()
+        if stopped:
+            say(f"{run}: stopped at step {step} as told; the same command goes on from there")
+            return None
+
+        # ---- result ------------------------------------------------------------------------------
+        final = metrics.last("train")
+        result = {
+            "steps": config.steps,
+            "config_digest": config_digest,
+            "parameters": model.parameter_count(),
+            "loss": final["loss"],
+            "eval": {name: metrics.last("eval", name) for name in eval_data},
+            **{name: final[name] for name in ("tokens", "target_tokens", "flops", "seconds")},
+        }
+        if chief:
+            write_text(run / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+        return result
+
+
+def main() -> int:
+    runtime.join(ARGUMENTS)
+    bindings = configuration.split_bindings(UNKNOWN)
+    config = configuration.build("Train", CONFIGURABLES, ARGUMENTS.gin_file, bindings)
+    return runtime.RESTART if train(config) is None else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (configuration.ConfigurationError, RunError) as error:
+        sys.exit(f"train.py: {error}")
