@@ -1,0 +1,291 @@
+"""T5X checkpoints in: TensorStore directories, and the single msgpack files before them.
+
+    checkpoint_1000000/
+      checkpoint                                  msgpack: a tree of TensorStore specs, or arrays
+      target.encoder.layers_0.mlp.wo.kernel/      a zarr array for each parameter
+      state.param_states. ... .v_row/             and for each optimiser slot
+
+- A checkpoint holds no configuration. Everything but the relative bias's distance limit (128 in
+  every published model) and the activation (tanh-GELU when gated, else ReLU) follows from its
+  shapes.
+- Layers are either numbered, or scanned: `encoder/encoder/...` with the layers on axis 1.
+  Attention kernels are [d_model, heads * d_kv], or with heads and d_kv apart; both occur in each
+  layout.
+- What stands under `target/` must be the model exactly. What stands under `state/` is the
+  optimiser's: counted and reported, never loaded.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from models import partitioning
+from models.config import T5Config
+from models.model import Model
+from models.weights import flax_msgpack, transfer
+from models.weights.stored import Index, StoredTensor, ZarrTensor, kvstore
+from models.weights.transfer import Params, Source
+
+INDEX = "checkpoint"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A T5X checkpoint that was looked into, not loaded.
+
+    Attributes:
+        path: its index file, or the whole checkpoint where that is one file.
+        tensors: the model's, by their T5X names less `target/`.
+        slots: names of the optimiser's tensors.
+        step: the training step, where it is stated.
+    """
+
+    path: epath.Path
+    tensors: Mapping[str, StoredTensor]
+    slots: tuple[str, ...]
+    step: int | None
+
+    @property
+    def scanned(self) -> bool:
+        return any(name.startswith("encoder/encoder/") for name in self.tensors)
+
+
+def find(path: epath.PathLike) -> epath.Path | None:
+    """The index file of a checkpoint, of the newest one in a run's directory, or None.
+
+    Both `checkpoint_<step>/` directories and `checkpoint_<step>` files are found.
+    """
+    path = epath.Path(path)
+    if path.is_file():
+        return path if re.fullmatch(r"(.*\.)?checkpoint(_\d+)?", path.name) else None
+    if not path.is_dir():
+        return None
+    if (path / INDEX).is_file():
+        return path / INDEX
+    steps = {
+        int(match[1]): child
+        for child in path.iterdir()
+        if (match := re.fullmatch(r"checkpoint_(\d+)", child.name))
+    }
+    return find(steps[max(steps)]) if steps else None
+
+
+def load(
+    path: epath.PathLike,
+    *,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: partitioning.Rules | None = None,
+    scan_layers: bool = True,
+) -> tuple[Model, Params]:
+    """The model of a T5X checkpoint and its parameters; see `models.weights.load`."""
+    checkpoint = read(path)
+    config = dataclasses.replace(infer_config(checkpoint), scan_layers=scan_layers)
+    model = Model(config)
+    if checkpoint.slots:
+        _log.info("%s: %d optimiser slots are not loaded", checkpoint.path, len(checkpoint.slots))
+    # A scanned tensor is read once, as the stack it is, and taken apart on the devices.
+    reader = Model(dataclasses.replace(config, scan_layers=True)) if checkpoint.scanned else model
+    params = transfer.load(
+        reader,
+        sources(config, scanned=checkpoint.scanned),
+        checkpoint.tensors,
+        origin=f"the T5X checkpoint {checkpoint.path}",
+        dtype=dtype,
+        mesh=mesh,
+        rules=rules,
+    )
+    if reader != model:
+        placed = None if mesh is None else transfer.shardings(model, mesh, rules)
+        params = transfer.unstack(params, placed)
+    return model, params
+
+
+def read(path: epath.PathLike) -> Checkpoint:
+    """Look into a checkpoint: reads its index only.
+
+    Raises:
+        FileNotFoundError: there is none at `path`.
+        ValueError: not T5X, or a T5X checkpoint of a kind that cannot be read here.
+    """
+    index = find(path)
+    if index is None:
+        raise FileNotFoundError(f"{path} holds no T5X checkpoint: no file named {INDEX!r}")
+    if (index.parent / "manifest.ocdbt").exists():
+        raise ValueError(
+            f"{index.parent} was written by T5X through Orbax; restore it in T5X and save it with "
+            "use_orbax=False"
+        )
+    with index.open("rb") as file:
+        if file.read(22) == b"model_checkpoint_path:":
+            raise ValueError(
+                f"{index.parent} is a TensorFlow checkpoint; use the T5X conversion that was "
+                "published of it, or t5x.scripts.convert_tf_checkpoint"
+            )
+    tree = flax_msgpack.read_file(index)
+    tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
+    leaves = dict(_leaves(tree, index, ()))
+    step = leaves.pop("state/step", None)
+    unknown = [name for name in leaves if not name.startswith(("target/", "state/"))]
+    if unknown or not leaves:
+        raise ValueError(f"{index} is not the index of a T5X checkpoint; it holds {unknown[:8]}")
+    return Checkpoint(
+        path=index,
+        tensors=_named({k[7:]: leaf for k, leaf in leaves.items() if k.startswith("target/")}),
+        slots=tuple(sorted(name for name in leaves if name.startswith("state/"))),
+        step=None if step is None else _scalar(step),
+    )
+
+
+def infer_config(checkpoint: Checkpoint) -> T5Config:
+    """The configuration that a checkpoint's names and shapes imply.
+
+    Raises:
+        ValueError: the names are not those of an encoder-decoder, or of an encoder.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    layer = "encoder/encoder" if checkpoint.scanned else "encoder/layers_0"
+    per_layer = "encoder/relpos_bias/rel_embedding" not in shapes
+    bias = f"{layer if per_layer else 'encoder'}/relpos_bias/rel_embedding"
+    gated = f"{layer}/mlp/wi_0/kernel" in shapes
+    try:
+        vocab_size, d_model = shapes["token_embedder/embedding"]
+        num_heads, buckets = shapes[bias][0], shapes[bias][-1]
+        d_ff = shapes[f"{layer}/mlp/{'wi_0' if gated else 'wi'}/kernel"][-1]
+        joined = shapes[f"{layer}/attention/query/kernel"][-1]
+    except KeyError as error:
+        raise ValueError(
+            f"{checkpoint.path} holds no target/{error.args[0]}: it is not a T5 encoder-decoder, "
+            "nor an encoder, as T5X names them"
+        ) from error
+    head = shapes.get("projection_layer/kernel")
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=joined // num_heads,
+        d_ff=d_ff,
+        num_heads=num_heads,
+        num_encoder_layers=_count_layers("encoder", shapes),
+        num_decoder_layers=_count_layers("decoder", shapes),
+        activation="gelu" if gated else "relu",
+        gated=gated,
+        tie_embeddings="decoder/logits_dense/kernel" not in shapes,
+        relpos_buckets=buckets,
+        relpos_per_layer=per_layer,
+        sentence_head=head[-1] if head else None,
+    )
+
+
+def sources(config: T5Config, *, scanned: bool) -> dict[str, Source]:
+    """The tensor of each parameter; the parameters' names are T5X's own, but for scanned layers."""
+    model = Model(dataclasses.replace(config, scan_layers=scanned))
+    return {
+        path: Source(
+            re.sub(r"^(\w+)/layers/", r"\1/\1/", path), scanned=scanned and "/layers/" in path
+        )
+        for path in transfer.flatten(model.shapes())
+    }
+
+
+def _count_layers(stack: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if f"{stack}/{stack}/mlp/wo/kernel" in shapes:
+        return shapes[f"{stack}/{stack}/mlp/wo/kernel"][1]
+    numbers = [re.match(rf"{stack}/layers_(\d+)/", name) for name in shapes]
+    return max((int(match[1]) + 1 for match in numbers if match), default=0)
+
+
+# --------------------------------------------------------------------------------------------------
+# The index
+
+
+def _leaves(tree: Any, index: epath.Path, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """The tree's arrays by name. What was never written (None, an empty node) is passed over."""
+    if isinstance(tree, dict) and {"driver", "kvstore", "metadata"} <= tree.keys():
+        yield "/".join(path), _zarr(tree, index, "/".join(path))
+    elif isinstance(tree, dict):
+        for name, child in tree.items():
+            yield from _leaves(child, index, (*path, str(name)))
+    elif tree is not None:
+        yield "/".join(path), tree
+
+
+def _zarr(spec: dict[str, Any], index: epath.Path, name: str) -> ZarrTensor:
+    """The array of a TensorStore spec, whose path is relative to the checkpoint.
+
+    The spec's own driver and bucket say where the checkpoint was written, not where it is now.
+    """
+    if spec["driver"] != "zarr" or "uint16" in (spec.get("dtype"), spec["metadata"].get("dtype")):
+        raise ValueError(
+            f"{index}: {name} is kept as {spec['driver']} of {spec.get('dtype')}; only zarr arrays "
+            "of floating point are read (T5X wrote bfloat16 as uint16 before June 2021)"
+        )
+    where = spec["kvstore"].get("path") or spec["path"]
+    return ZarrTensor(tuple(spec["metadata"]["shape"]), kvstore(index.parent / where))
+
+
+def _named(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The model's tensors under the names and in the ranks that `sources` expects."""
+    # A dual encoder has its embedding inside the encoder.
+    if "token_embedder/embedding" not in tensors and "encoder/token_embedder/embedding" in tensors:
+        tensors["token_embedder/embedding"] = tensors.pop("encoder/token_embedder/embedding")
+    for name, tensor in tensors.items():
+        match = re.search(r"attention/(query|key|value|out)/kernel$", name)
+        rank = 2 if "/layers_" in name else 3  # joined; one more when heads and d_kv are apart
+        if match and len(tensor.shape) == rank + 1:
+            axes = (0, rank - 1) if match[1] == "out" else (rank - 1, rank)
+            tensors[name] = _JoinedHeads(tensor, *axes)
+    return tensors
+
+
+def _scalar(value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    out = np.zeros((), np.int64)
+    value.copy_to(out, ())
+    return int(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _JoinedHeads:
+    """An attention kernel whose heads and d_kv are two axes, seen as one in the heads' place."""
+
+    inner: StoredTensor
+    heads_axis: int
+    dim_axis: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.inner.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.inner.shape)
+        shape[self.heads_axis] *= shape.pop(self.dim_axis)
+        return tuple(shape)
+
+    def copy_to(self, out: np.ndarray, index: Index) -> None:
+        axis, width = self.heads_axis, self.inner.shape[self.dim_axis]
+        wanted = index[axis]
+        first, last = wanted.start // width, -(-wanted.stop // width)
+        if (first * width, last * width) != (wanted.start, wanted.stop):
+            # The range begins or ends inside a head: read whole heads, and cut.
+            around = slice(first * width, last * width)
+            whole = np.empty(
+                (*out.shape[:axis], around.stop - around.start, *out.shape[axis + 1 :]), out.dtype
+            )
+            self.copy_to(whole, (*index[:axis], around, *index[axis + 1 :]))
+            cut = slice(wanted.start - around.start, wanted.stop - around.start)
+            out[...] = whole[(slice(None),) * axis + (cut,)]
+            return
+        split = out.reshape(*out.shape[:axis], last - first, width, *out.shape[axis + 1 :])
+        inner = [*index[:axis], slice(first, last), *index[axis + 1 :]]
+        inner.insert(self.dim_axis, slice(0, width))
+        self.inner.copy_to(np.moveaxis(split, axis + 1, self.dim_axis), tuple(inner))

@@ -1,0 +1,118 @@
+"""Winnow's own directory of weights: safetensors under the parameters' names, and a configuration.
+
+    winnow_model.json      the configuration
+    model.safetensors      or several files and their index
+    vocabulary.model       the SentencePiece vocabulary, where one was given
+
+Layers are written unrolled, whatever the model's layout, so that a file can be loaded in either.
+The configuration has the name that a training run gives its own, and is written last: a directory
+without it is unfinished.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+
+from models import checkpoints, config, partitioning
+from models import model as model_lib
+from models.model import Model
+from models.weights import safetensors_file, transfer
+from models.weights.transfer import Params, Source
+
+VOCABULARY = "vocabulary.model"
+
+
+def load(
+    path: epath.PathLike,
+    *,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: partitioning.Rules | None = None,
+    scan_layers: bool = True,
+) -> tuple[Model, Params]:
+    """The model of a directory written by `save` and its parameters; see `models.weights.load`."""
+    directory = epath.Path(path)
+    model = Model(dataclasses.replace(read_config(directory), scan_layers=scan_layers))
+    params = transfer.load(
+        model,
+        _sources(model),
+        safetensors_file.read_directory(directory),
+        origin=str(path),
+        dtype=dtype,
+        mesh=mesh,
+        rules=rules,
+    )
+    return model, params
+
+
+def save(
+    path: epath.PathLike,
+    model: Model,
+    params: Params,
+    *,
+    vocabulary_file: epath.PathLike | None = None,
+    max_file_bytes: int = safetensors_file.MAX_FILE_BYTES,
+) -> None:
+    """Write a directory of weights, in the parameters' dtype; the host holds one tensor at a time.
+
+    Raises:
+        FileExistsError: the directory holds a model already.
+        ValueError: the parameters are not this model's.
+    """
+    directory = epath.Path(path)
+    if (directory / checkpoints.MODEL_FILE).exists():
+        raise FileExistsError(f"{directory} holds a model already; remove it, or choose another")
+    tensors = transfer.pending(params, _sources(model))
+    directory.mkdir(parents=True, exist_ok=True)
+    safetensors_file.write_directory(directory, tensors, max_file_bytes)
+    if vocabulary_file is not None:
+        epath.Path(vocabulary_file).copy(directory / VOCABULARY, overwrite=True)
+    checkpoints.write_config(directory, model.config.to_dict())
+
+
+def load_run(
+    path: epath.PathLike,
+    *,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: partitioning.Rules | None = None,
+    scan_layers: bool = True,
+) -> tuple[Model, Params]:
+    """The model of a training run, and the parameters of its newest whole checkpoint."""
+    trained = Model(read_config(epath.Path(path)))
+    shapes = trained.shapes()
+    if mesh is not None:
+        shapes = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            transfer.shardings(trained, mesh, rules),
+        )
+    _, params = checkpoints.restore_params(path, shapes)
+    model = Model(dataclasses.replace(trained.config, scan_layers=scan_layers))
+    if model != trained:
+        change = model_lib.stack_layers if scan_layers else model_lib.unstack_layers
+        params = change(params)
+        if mesh is not None:
+            params = jax.device_put(params, transfer.shardings(model, mesh, rules))
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return model, params
+
+
+def read_config(directory: epath.Path) -> config.ModelConfig:
+    """The configuration in a directory of weights, or of a training run.
+
+    Raises:
+        ValueError: the file cannot be understood.
+    """
+    try:
+        return config.from_dict(checkpoints.read_config(directory))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / checkpoints.MODEL_FILE}: {error}") from error
+
+
+def _sources(model: Model) -> dict[str, Source]:
+    unrolled = Model(dataclasses.replace(model.config, scan_layers=False))
+    return {path: Source(path) for path in transfer.flatten(unrolled.shapes())}
