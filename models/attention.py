@@ -119,18 +119,17 @@ class RelativePositionBias(nnx.Module):
         """
         table = self.rel_embedding[...]
         buckets = _buckets(self.bidirectional, table.shape[1], self.max_distance)
-        # One value per diagonal, then a Toeplitz matrix out of them by reshaping: rows of a
-        # [queries, diagonals + 1] tiling, read with a stride of `diagonals`, shift by one each.
-        # Its gradient is a sum over rows, where gathering [queries, keys] would scatter.
-        diagonals = queries + keys - 1
-        relative = jnp.arange(diagonals) - (queries - 1) - offset
+        # One value per diagonal, then a Toeplitz matrix of them by reshaping: in a tiling of rows of
+        # n, read as rows of n - 1, each row is the last one shifted right by one. The gradient of
+        # that is a sum over rows, where gathering [queries, keys] numbers would have to scatter.
+        n = queries + keys
+        diagonal = jnp.arange(n)
+        relative = jnp.where(diagonal < keys, diagonal, diagonal - n) - offset
         relative = jnp.clip(relative, -self.max_distance, self.max_distance)
-        values = table[:, jnp.asarray(buckets)][:, relative + self.max_distance]
-        values = jnp.pad(values, ((0, 0), (0, 1)))
-        tiled = jnp.broadcast_to(values[:, None], (table.shape[0], queries, diagonals + 1))
-        skewed = tiled.reshape(table.shape[0], -1)[:, : queries * diagonals]
-        skewed = skewed.reshape(table.shape[0], queries, diagonals)
-        return skewed[None, :, ::-1, :keys]  # row r starts at diagonal r: the last query's is 0
+        values = table[:, jnp.asarray(buckets)][:, relative + self.max_distance]  # [heads, n]
+        tiled = jnp.broadcast_to(values[:, None], (table.shape[0], queries, n))
+        skewed = tiled.reshape(table.shape[0], queries * n)[:, : queries * (n - 1)]
+        return skewed.reshape(1, table.shape[0], queries, n - 1)[..., :keys]
 
 
 # --------------------------------------------------------------------------------------------------
