@@ -1,0 +1,121 @@
+"""Prepared TFDS datasets, such as c4/en: one shard file of the split, one file here.
+
+Choices
+- The directory is read by what stands in it (`builder_from_directory`): neither the code that made
+  the dataset nor the network is needed.
+- TensorFlow is imported when a file is read, and kept off accelerators.
+- One shard file at a time, unshuffled, so that the rows come in the order that they are stored in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from pruning.sources import files
+from pruning.sources.document import (
+    Document,
+    Fingerprint,
+    Meter,
+    Reject,
+    SourceError,
+    from_record,
+)
+
+_INFO = "dataset_info.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """A dataset that TFDS has prepared.
+
+    Attributes:
+      name: with configuration and version, "c4/en:3.0.1"; without a version the highest is taken.
+      split: "train", "validation", ...
+      text_field: the feature that holds the text; dotted when it is nested.
+      data_dir: where TFDS keeps its datasets; may be on object storage.
+    """
+
+    name: str = ""
+    split: str = "train"
+    text_field: str = "text"
+    data_dir: str = "~/tensorflow_datasets"
+
+    def files(self) -> list[str]:
+        splits = _builder(self._directory()).info.splits
+        if self.split not in splits:
+            raise SourceError(
+                f"{self.name} has no split {self.split!r}; it has: {', '.join(sorted(splits))}."
+            )
+        paths = [os.fspath(path) for path in splits[self.split].filepaths]
+        if absent := [path for path in paths if not epath.Path(path).exists()]:
+            raise SourceError(f"{absent[0]} is missing: prepare {self.name} with TFDS again.")
+        return paths
+
+    def fingerprint(self, file: str) -> Fingerprint:
+        return files.fingerprint(file)
+
+    def read(self, file: str, fields: Sequence[str], meter: Meter) -> Iterator[Document | Reject]:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+
+        tf.config.set_visible_devices([], "GPU")
+        builder = _builder(self._directory())
+        index = self.files().index(file)
+        rows = builder.info.splits[self.split].shard_lengths[index]
+        if not rows:
+            return
+        dataset = builder.as_dataset(
+            split=tfds.core.ReadInstruction(self.split, from_=index, to=index + 1, unit="shard"),
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+            shuffle_files=False,
+        )
+        n_bytes = epath.Path(file).stat().length
+        taken = 0
+        try:
+            for row, record in enumerate(tfds.as_numpy(dataset), 1):
+                yield from_record(record, self.text_field, "TfdsSource.text_field")
+                meter(n_bytes * row // rows - taken)
+                taken = n_bytes * row // rows
+        except tf.errors.OpError as error:
+            raise SourceError(
+                f"{file} is damaged ({error.message}): prepare {self.name} with TFDS again."
+            ) from error
+
+    def _directory(self) -> epath.Path:
+        name, _, version = self.name.partition(":")
+        root = epath.Path(self.data_dir).expanduser() / name
+        versions = [child.name for child in root.iterdir()] if root.is_dir() else []
+        versions = [child for child in versions if (root / child / _INFO).exists()]
+        if not versions or (version and version not in versions):
+            found = (
+                f"it holds the versions {', '.join(sorted(versions))}"
+                if versions
+                else ("it is no prepared dataset")
+            )
+            raise SourceError(
+                f"{root / version} is not there: {found}. Set TfdsSource.data_dir and "
+                'TfdsSource.name, such as "c4/en:3.0.1".'
+            )
+        return root / (version or max(versions, key=_ordered))
+
+
+@functools.cache
+def _builder(directory: epath.Path) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise SourceError(
+            f"TfdsSource needs TensorFlow Datasets ({error}): install winnow-lm[seqio]."
+        ) from error
+    return tfds.builder_from_directory(directory)
+
+
+def _ordered(version: str) -> list[int]:
+    return [int(number) if number.isdecimal() else -1 for number in version.split(".")]
