@@ -16,6 +16,7 @@ from etils import epath
 if TYPE_CHECKING:
     import jax
 
+    from models.config import ModelConfig
     from models.model import Model
     from models.partitioning import Rules
 
@@ -64,6 +65,28 @@ def load(
         "t5x": t5x.load,
     }[kind]
     return read(path, dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers)
+
+
+def read_config(path: epath.PathLike) -> "ModelConfig":
+    """The configuration of a model, without reading its weights.
+
+    Args:
+        path: whatever `load` takes, or the name of a published shape (`models.config.NAMED`).
+
+    Raises:
+        As `load`.
+    """
+    from models import config
+    from models.weights import huggingface, t5x, winnow
+
+    if str(path) in config.NAMED:
+        return config.NAMED[str(path)]
+    directory, kind = locate(path)
+    if kind == "huggingface":
+        return huggingface.read(directory)[0]
+    if kind == "t5x":
+        return t5x.infer_config(t5x.read(directory))
+    return winnow.read_config(directory)
 
 
 def save(

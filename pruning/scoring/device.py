@@ -1,0 +1,95 @@
+"""The device's part of scoring: a model on a mesh, and one compiled program.
+
+Choices
+- A process scores with its own devices. Processes share a corpus by shards and never wait for each
+  other, so any of them may die, or start late.
+- One shape of batch, hence one program; it is compiled before the first batch, so that the time it
+  takes is known apart, and kept in a cache on disk.
+- Without mesh axes all devices hold the whole model and a part of the rows; `fsdp` splits the
+  parameters, `tensor` every layer: see models/partitioning.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from models import checkpoints, flops, partitioning, weights
+from models.model import Model
+from pruning.scorers import Prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model in the devices' memory.
+
+    Attributes:
+      digest: names the parameters, wherever they were read from.
+    """
+
+    model: Model
+    params: Any
+    mesh: jax.sharding.Mesh
+    digest: str
+
+
+def load(path: str, dtype: str, fsdp: int = 1, tensor: int = 1) -> Loaded:
+    """Reads a model for scoring onto this process's devices.
+
+    Args:
+      path: whatever `models.weights.load` takes.
+      dtype: "float32" or "bfloat16", of the parameters and of the computation.
+      fsdp, tensor: mesh axes; the remaining devices are data-parallel.
+    """
+    mesh = partitioning.make_mesh(
+        {"data": -1, "fsdp": fsdp, "tensor": tensor}, devices=jax.local_devices()
+    )
+    model, params = weights.load(path, dtype=dtype, mesh=mesh)
+    model = Model(dataclasses.replace(model.config, dtype=dtype))
+    digest = f"{checkpoints.fingerprints({'params': params})['params']:08x}"
+    return Loaded(model, params, mesh, digest)
+
+
+class Step:
+    """A scorer's step, compiled for one shape of batch."""
+
+    def __init__(self, prepared: Prepared, loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]):
+        """Compiles.
+
+        Args:
+          shapes: of the batch's int32 arrays, by feature.
+
+        Raises:
+          ValueError: the devices do not divide the rows.
+        """
+        mesh = loaded.mesh
+        self._params = loaded.params
+        self._sharding = partitioning.batch_sharding(mesh)
+        rows = next(iter(shapes.values()))[0]
+        parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+        if rows % parts:
+            raise ValueError(
+                f"batch_rows={rows} does not divide over {parts} devices (data x fsdp): give a "
+                f"multiple of {parts}."
+            )
+        batch = {
+            name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self._sharding)
+            for name, shape in shapes.items()
+        }
+        started = time.perf_counter()
+        with partitioning.use(mesh):
+            step = jax.jit(prepared.step, out_shardings=self._sharding)
+            self._call = step.lower(loaded.params, batch).compile()
+        self.compile_seconds = time.perf_counter() - started
+        peak = flops.peak_flops(mesh.devices.flat[0])
+        self.peak_flops = None if peak is None else peak * mesh.size
+
+    def __call__(self, rows: Mapping[str, np.ndarray]) -> jax.Array:
+        """Starts the computation and does not wait for it: float32 [rows, positions, ...]."""
+        return self._call(self._params, jax.device_put(dict(rows), self._sharding))

@@ -1,0 +1,357 @@
+"""The scoring engine: a corpus and a model in, a score set out.
+
+    read -> windows -> pack -> fill    |    ask    |    unpack -> columns -> write
+    a thread ahead (batches.py)          (device)         a thread behind
+
+Choices
+- The device always has its next batch: two are in flight while the host takes the answers of the
+  one before. Reading, packing and writing go on in their own threads.
+- Workers share a corpus by shards, index modulo workers, and know nothing of each other. Any of
+  them may be killed at any moment and started again: what is lost is the shard in its hands.
+- The configuration on record is what changes the numbers: scorer, row lengths, dtype, the model and
+  its parameters. Batch size, mesh and workers may change between one start and the next.
+- Compilation happens before the first batch and is kept on disk; its time is reported apart.
+- The progress line's tokens and share of peak count real tokens, not padding.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pruning import artefact, progress
+from pruning.artefact import Artefact, Build, Counts, config_of
+from pruning.scorers import NOT_FINITE, OK
+from pruning.scorers.ask_llm import AskLLM
+from pruning.scorers.likelihood import Likelihood
+from pruning.scoring import pipeline
+from pruning.scoring.batches import Ask, Batch, Chunk, Reader, schema_of
+from pruning.vocabulary import Vocabulary, VocabularyError, require_same
+
+if TYPE_CHECKING:
+    from models.config import ModelConfig
+    from pruning.corpus import Corpus
+    from pruning.scoring.estimate import Costs
+
+KIND = "scores"
+_AHEAD = 4  # batches ready for the device
+_IN_FLIGHT = 2  # batches on the device
+_BEHIND = 8  # chunks ready to be written
+_DOUBTFUL = 64  # documents without one finite answer, after which to stop
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Settings of `python -m pruning score`.
+
+    Attributes:
+      corpus: the corpus to score.
+      output: the score set's directory.
+      scorer: what is asked: `@AskLLM()` or `@Likelihood()`.
+      model: whatever `models.weights.load` takes: a directory, a training run, a hub name.
+      row_length: positions of a packed row; longer rows waste less on padding, more on attention.
+      batch_rows: rows of a batch, over all of this process's devices.
+      dtype: of the parameters and the computation. Softmax, norms and log-probabilities are float32
+        in either case.
+      fsdp, tensor: mesh axes; the devices that remain are data-parallel.
+      worker, workers: this process scores the shards whose index is `worker` modulo `workers`. By
+        default the processes that `jax.distributed` knows share them.
+      within: a selection of the same corpus; other documents get the status "not_selected".
+      compilation_cache: where compiled programs are kept; None keeps none.
+      dry_run: estimate the cost and score nothing.
+      efficiency: the share of peak that the estimate reckons with.
+    """
+
+    corpus: str
+    output: str
+    scorer: AskLLM | Likelihood
+    model: str
+    row_length: int = 1024
+    batch_rows: int = 16
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    fsdp: int = 1
+    tensor: int = 1
+    worker: int | None = None
+    workers: int | None = None
+    within: str | None = None
+    compilation_cache: str | None = "~/.cache/winnow/compiled"
+    dry_run: bool = False
+    efficiency: float = 0.5
+
+
+NAME = "Score"
+CONFIGURABLES: dict[str, type] = {NAME: ScoreConfig, "AskLLM": AskLLM, "Likelihood": Likelihood}
+
+
+def run(config: ScoreConfig) -> Artefact | None:
+    """Scores a corpus, or goes on where an earlier run stopped.
+
+    Returns:
+      The score set; None while other workers' shards are missing, and after a dry run.
+
+    Raises:
+      ArtefactError: corpus, selection and output do not belong together.
+      ConfigurationChanged: the output was begun with other settings or another model.
+      VocabularyError: the model was not made for the corpus's vocabulary.
+      FloatingPointError: the model answers nothing but NaN.
+    """
+    import jax
+
+    from models import runtime
+    from pruning.corpus import load_corpus
+    from pruning.scoring import device, estimate
+
+    corpus = load_corpus(config.corpus)
+    within = _load_selection(config.within, corpus)
+    if config.dry_run:
+        print(dry_run(config, corpus, within))
+        return None
+
+    if config.compilation_cache is not None:
+        runtime.cache_compilations(Path(config.compilation_cache).expanduser())
+    loaded = device.load(config.model, config.dtype, config.fsdp, config.tensor)
+    model_config = loaded.model.config
+    require_vocabulary(config.model, model_config, corpus.vocabulary)
+    prepared = config.scorer.prepare(loaded.model, corpus.vocabulary)
+    costs = estimate.Costs(model_config, prepared.sides)
+    windows = estimate.windows_of(prepared, estimate.sample_lengths(corpus))
+    row_lengths = estimate.choose_row_lengths(prepared, costs, windows, config.row_length)
+
+    build = Build(
+        config.output,
+        KIND,
+        {
+            "scorer": config_of(config.scorer),
+            "dtype": config.dtype,
+            "row_lengths": dict(zip(prepared.sides, row_lengths, strict=True)),
+            "model": {"config": model_config.to_dict(), "digest": loaded.digest},
+        },
+        {"corpus": corpus.artefact} | ({} if within is None else {"within": within}),
+        corpus.num_shards,
+        schema_of(prepared.columns),
+    )
+    worker = jax.process_index() if config.worker is None else config.worker
+    workers = jax.process_count() if config.workers is None else config.workers
+    mine = [corpus.documents(shard) for shard in range(worker, corpus.num_shards, workers)]
+    if shards := build.pending(worker, workers):
+        reader = Reader(corpus, within, prepared, row_lengths, config.batch_rows)
+        step = device.Step(prepared, loaded, reader.batch_shapes)
+        with progress.track("score", sum(mine), "documents", _done(mine, shards, corpus)) as task:
+            meter = Meter(costs, task, step.peak_flops, step.compile_seconds)
+            score(reader, shards, step, build, meter)
+    return build.finish(
+        {
+            "scorer": prepared.name,
+            "columns": {name: column.meaning for name, column in prepared.columns.items()},
+            "model": {
+                "path": config.model,
+                "family": model_config.family,
+                "parameters": loaded.model.parameter_count(),
+            },
+            **prepared.summary,
+        }
+    )
+
+
+def dry_run(config: ScoreConfig, corpus: Corpus, within: Artefact | None) -> Any:
+    """An `estimate.Estimate` of what `run` would take; reads no weights."""
+    from models import weights
+    from models.model import Model
+    from pruning.scoring import estimate
+
+    model_config = weights.read_config(config.model)
+    prepared = config.scorer.prepare(Model(model_config), corpus.vocabulary)
+    documents = corpus.artefact.manifest.rows if within is None else within.manifest.rows
+    return estimate.estimate(
+        prepared,
+        model_config,
+        estimate.sample_lengths(corpus),
+        documents,
+        config.row_length,
+        config.efficiency,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# The loop
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A chunk's rows, on their way to the file."""
+
+    shard: int
+    last: bool
+    table: pa.Table
+    counts: Counts
+    measured: Mapping[str, float]
+
+
+def score(
+    reader: Reader, shards: Sequence[int], ask: Ask, build: Build, meter: Meter | None = None
+) -> None:
+    """Scores and writes some shards, in order.
+
+    Args:
+      ask: packed rows -> answers; a `device.Step`, or anything that answers.
+      meter: is told of everything that is done.
+    """
+    meter = meter or Meter()
+
+    def land(batch: Batch, answers: Any) -> None:
+        started = time.perf_counter()
+        values = None if answers is None else np.asarray(answers)  # waits for the device
+        meter.waited(time.perf_counter() - started)
+        first = 0
+        for chunk, count in batch.parts:
+            if count:
+                chunk.answers.append(values[first : first + count])
+                first += count
+            if chunk.complete:
+                table, counts = reader.finish(chunk, ask)
+                give(_Part(chunk.shard, chunk.last, table, counts, meter.chunk(chunk, counts)))
+        meter.batch(batch)
+
+    flying: collections.deque[tuple[Batch, Any]] = collections.deque()
+    with (
+        pipeline.behind(lambda parts: _write(build, parts), _BEHIND) as give,
+        pipeline.ahead(reader.batches(shards), _AHEAD) as batches,
+    ):
+        for batch in batches:
+            flying.append((batch, None if batch.rows is None else ask(batch.rows)))
+            if len(flying) > _IN_FLIGHT:
+                land(*flying.popleft())
+        while flying:
+            land(*flying.popleft())
+
+
+def _write(build: Build, parts: Iterator[_Part]) -> None:
+    for first in parts:
+        with build.shard(first.shard) as writer:
+            for part in itertools.chain([first], parts):
+                writer.write(part.table, row_group_size=max(part.table.num_rows, 1))
+                writer.counts = artefact.merge_counts(writer.counts, part.counts)
+                writer.tokens = writer.counts["tokens"]
+                for name, value in part.measured.items():
+                    writer.measured[name] = writer.measured.get(name, 0.0) + value
+                if part.last:
+                    break
+
+
+class Meter:
+    """Adds up what was done, for the progress line and for measured.json.
+
+    Args:
+      costs: FLOPs by length; None counts none.
+      task: the progress line.
+      peak_flops: of all devices together, FLOP/s, where it is known.
+      compile_seconds: to be written down with the first chunk.
+    """
+
+    def __init__(
+        self,
+        costs: Costs | None = None,
+        task: progress.Task | None = None,
+        peak_flops: float | None = None,
+        compile_seconds: float = 0.0,
+    ):
+        self._costs = costs
+        self._task = task
+        self._peak = peak_flops
+        self._compile_seconds = compile_seconds
+        self._started = self._last = time.perf_counter()
+        self._waited = 0.0
+        self._tokens = 0
+        self._flops = 0.0
+        self._seen = self._answered = 0
+
+    def waited(self, seconds: float) -> None:
+        """The device was waited for."""
+        self._waited += seconds
+
+    def batch(self, batch: Batch) -> None:
+        """A batch came back."""
+        if batch.rows is not None:
+            segments = (v for name, v in batch.rows.items() if name.endswith("_segment_ids"))
+            self._tokens += sum(int(np.count_nonzero(values)) for values in segments)
+        if self._task is None:
+            return
+        seconds = time.perf_counter() - self._started
+        fields: dict[str, Any] = {"tokens_per_second": self._tokens / seconds}
+        if self._peak is not None:
+            fields["share_of_peak"] = self._flops / seconds / self._peak
+        self._task.advance(batch.documents, **fields)
+
+    def chunk(self, chunk: Chunk, counts: Counts) -> dict[str, float]:
+        """A chunk is done. What it took, by name.
+
+        Raises:
+          FloatingPointError: nothing that the model has answered so far is finite.
+        """
+        documents = counts["documents"]
+        self._seen += len(chunk.documents)
+        self._answered += documents.get(OK, 0)
+        if not self._answered and documents.get(NOT_FINITE, 0) >= _DOUBTFUL:
+            raise FloatingPointError(
+                f"none of the first {self._seen:,} documents got a finite answer: the weights are "
+                "damaged, or the model overflows in this dtype. Try --gin.Score.dtype=float32."
+            )
+        now = time.perf_counter()
+        lengths = chunk.windows.lengths
+        measured = {
+            "seconds": now - self._last,
+            "device_wait_seconds": self._waited,
+            "compile_seconds": self._compile_seconds,
+            "model_tokens": float(lengths.sum()),
+            "rows": float(chunk.packing.num_rows),
+            "useful_flops": 0.0 if self._costs is None else self._costs.of(lengths),
+        }
+        self._flops += measured["useful_flops"]
+        self._last, self._waited, self._compile_seconds = now, 0.0, 0.0
+        return measured
+
+
+# --------------------------------------------------------------------------------------------------
+# What belongs together
+
+
+def require_vocabulary(path: str, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    """Raises VocabularyError unless the model can read this vocabulary's ids.
+
+    Where a vocabulary file lies beside the weights it must be the corpus's; a model that came
+    without one is only checked for its size.
+    """
+    from models import weights
+
+    if config.vocab_size < vocabulary.size:
+        raise VocabularyError(
+            f"the model {path} knows {config.vocab_size} ids, the corpus's vocabulary has "
+            f"{vocabulary.size}: it was made for another vocabulary. Give a model of the corpus's "
+            "vocabulary, or ingest the corpus again with the model's."
+        )
+    directory = weights.locate(path)[0]
+    for name in ("vocabulary.model", "spiece.model", "sentencepiece.model"):
+        if vocabulary.kind == "sentencepiece" and (directory / name).exists():
+            own = Vocabulary.from_file(directory / name, vocabulary.extra_ids)
+            require_same(own, vocabulary.digest, f"the model {path}")
+
+
+def _load_selection(path: str | None, corpus: Corpus) -> Artefact | None:
+    if path is None:
+        return None
+    selection = artefact.load(path, "selection")
+    artefact.require_input(selection, "corpus", corpus.artefact)
+    return selection
+
+
+def _done(mine: Sequence[int], pending: Sequence[int], corpus: Corpus) -> int:
+    """How many of a worker's documents were found scored."""
+    return sum(mine) - sum(corpus.documents(shard) for shard in pending)
