@@ -22,7 +22,6 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -36,7 +35,6 @@ from pruning import artefact, parallel, progress, sources
 from pruning.artefact import Artefact, Build, Counts, config_of
 from pruning.sources.document import (
     Document,
-    Fingerprint,
     Meter,
     Reject,
     Source,
@@ -45,6 +43,7 @@ from pruning.sources.document import (
     invalid_utf8,
     lookup,
 )
+from pruning.sources.identity import identify
 from pruning.vocabulary import FILE as VOCABULARY_FILE
 from pruning.vocabulary import Vocabulary, load_from_corpus
 
@@ -56,7 +55,6 @@ _ROW_GROUP_BYTES = 1 << 26  # a row group of long documents ends early
 _ENCODED_AT_ONCE = 1 << 20  # bytes of text
 _MOST_SHARDS = 50_000
 _JUDGED_FROM = 10_000  # rows before a file is given up in the middle
-_PLACE = ("paths", "data_dir")  # settings of a source that say where, not what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,25 +191,22 @@ def prepare(config: IngestConfig) -> Plan:
             f"{len(files):,} files would make {len(pieces) * config.shards_per_file:,} shards: set "
             f"Ingest.files_per_shard to {-(-len(files) // 1000):,} or so."
         )
-    with ThreadPoolExecutor(16) as pool:  # mostly waiting, on object storage
-        prints = dict(zip(files, pool.map(source.fingerprint, files), strict=True))
-    described = {
-        "source": {k: v for k, v in config_of(source).items() if k not in _PLACE},
-        "files": _described(files, pieces, prints),
+    identity, sizes = identify(source, pieces)
+    described = identity | {
         "vocabulary": vocabulary.digest,
         "metadata": list(config.metadata),
         "min_document_bytes": config.min_document_bytes,
         "max_document_bytes": config.max_document_bytes,
         "shards_per_file": config.shards_per_file,
     }
-    shards = [piece for piece in pieces for _ in range(config.shards_per_file)]
+    repeats = range(config.shards_per_file)
     schema = schema_of(vocabulary, config.metadata)
     return Plan(
         config=config,
         vocabulary=vocabulary,
-        build=Build(config.output, KIND, described, {}, len(shards), schema),
-        pieces=tuple(shards),
-        n_bytes=tuple(sum(prints[file].n_bytes for file in piece) for piece in shards),
+        build=Build(config.output, KIND, described, {}, len(pieces) * len(repeats), schema),
+        pieces=tuple(piece for piece in pieces for _ in repeats),
+        n_bytes=tuple(size for size in sizes for _ in repeats),
     )
 
 
@@ -219,27 +214,6 @@ def load_vocabulary(path: str, extra_ids: int = 100) -> Vocabulary:
     """From a .model file, a directory that holds vocabulary.model, or the word "bytes"."""
     inside = epath.Path(path) / VOCABULARY_FILE
     return Vocabulary.from_file(inside if inside.exists() else path, extra_ids)
-
-
-def _described(
-    files: list[str], pieces: list[tuple[str, ...]], prints: dict[str, Fingerprint]
-) -> dict[str, Any]:
-    """Digests of the input under the files' names as seen from the directory they share."""
-    parents = [file.split("/")[:-1] for file in files]
-    shared = 0
-    while all(len(p) > shared and p[shared] == parents[0][shared] for p in parents):
-        shared += 1
-    described = {}
-    for piece in pieces:
-        names = ["/".join(file.split("/")[shared:]) for file in piece]
-        name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} files)"
-        found = [prints[file] for file in piece]
-        checksum = found[0].checksum
-        if len(piece) > 1:
-            together = "".join(f"{n}:{p.checksum}\n" for n, p in zip(names, found, strict=True))
-            checksum = xxhash.xxh3_64_hexdigest(together.encode())
-        described[name] = {"bytes": sum(p.n_bytes for p in found), "xxh3": checksum}
-    return described
 
 
 def _summary(plan: Plan) -> dict[str, Any]:
