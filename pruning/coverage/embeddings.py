@@ -1,0 +1,132 @@
+"""Stored embeddings: read shard by shard, given length 1, laid tile by tile onto the devices.
+
+Choices
+- An embedding column is a fixed-size list in a score set: whatever embeds documents writes one, and
+  the samplers here ask no more of it.
+- Vectors have length 1: Sentence-T5's have, and distance and angle then tell the same.
+- Devices get whole tiles of `TILE` rows. What is computed of a row is computed within its tile, in
+  the same shape on every mesh, so that results do not depend on the number of devices.
+- A process uses its own devices. Processes share the corpus by shards and meet in files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pruning.artefact import Artefact, ArtefactError
+
+TILE = 512  # rows; a multiple of every matrix unit's
+AXIS = "tiles"
+_LOAD = 64  # tiles per device and call
+
+
+def local_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh that the samplers share tiles over: by default this process's devices."""
+    devices = jax.local_devices() if devices is None else devices
+    return jax.make_mesh(
+        (len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """A column of embeddings.
+
+    Attributes:
+      artefact: a score set.
+      column: its fixed-size list column.
+    """
+
+    artefact: Artefact
+    column: str
+
+    @property
+    def width(self) -> int:
+        """Components of a vector.
+
+        Raises:
+          ArtefactError: there is no such column, or it holds no vectors.
+        """
+        with self.artefact.parquet(0) as file:
+            schema = file.schema_arrow
+        if self.column not in schema.names:
+            raise ArtefactError(
+                f"{self.artefact.path} has no column {self.column!r}; it has: "
+                f"{', '.join(schema.names)}."
+            )
+        kind = schema.field(self.column).type
+        if not pa.types.is_fixed_size_list(kind):
+            raise ArtefactError(
+                f"{self.artefact.path}: the column {self.column!r} is {kind}, not vectors of one "
+                "length. Give the score set of an embedding scorer."
+            )
+        return kind.list_size
+
+    def batches(self, shard: int, rows: int = 1 << 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The embedded documents of one shard.
+
+        Yields:
+          int64 [n], row numbers within the shard; float32 [n, width], of length 1.
+
+        Raises:
+          ArtefactError: a vector is not finite, or zero.
+        """
+        first = 0
+        with self.artefact.parquet(shard) as file:
+            for batch in file.iter_batches(rows, columns=["status", self.column]):
+                ok = np.asarray(batch.column("status").cast(pa.string()).to_numpy(False) == "ok")
+                where = np.flatnonzero(ok)
+                vectors = batch.column(self.column).take(pa.array(where)).flatten()
+                vectors = vectors.to_numpy(zero_copy_only=False).astype(np.float32)
+                vectors = vectors.reshape(len(where), -1)
+                where = where + first
+                first += batch.num_rows
+                if len(where):
+                    yield where, self._of_length_one(vectors, where, shard)
+
+    def _of_length_one(self, vectors: np.ndarray, rows: np.ndarray, shard: int) -> np.ndarray:
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+        if len(bad):
+            file = self.artefact.manifest.shards[shard].file
+            raise ArtefactError(
+                f"{self.artefact.path / file}, row {rows[bad[0]]}: the embedding has length "
+                f"{lengths[bad[0], 0]}. Documents that cannot be embedded need a status."
+            )
+        return vectors / lengths
+
+
+def loads(
+    batches: Iterator[tuple[np.ndarray, np.ndarray]], mesh: Mesh
+) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
+    """Batches of vectors as tiles on the devices.
+
+    Args:
+      batches: pairs of row numbers [n] and float32 [n, width].
+
+    Yields:
+      int64 [n] row numbers; float32 [tiles, TILE, width] and bool [tiles, TILE], sharded over the
+      first axis. `tiles` takes few values: powers of two times the number of devices.
+    """
+    sharding = NamedSharding(mesh, P(AXIS))
+    most = _LOAD * mesh.size * TILE
+    for rows, vectors in batches:
+        for begin in range(0, len(rows), most):
+            part = vectors[begin : begin + most]
+            per_device = -(-len(part) // (TILE * mesh.size))
+            tiles = mesh.size << (per_device - 1).bit_length()
+            padded = np.zeros((tiles * TILE, vectors.shape[1]), np.float32)
+            padded[: len(part)] = part
+            valid = np.arange(tiles * TILE) < len(part)
+            yield (
+                rows[begin : begin + most],
+                jax.device_put(padded.reshape(tiles, TILE, -1), sharding),
+                jax.device_put(valid.reshape(tiles, TILE), sharding),
+            )
