@@ -119,9 +119,9 @@ class RelativePositionBias(nnx.Module):
         """
         table = self.rel_embedding[...]
         buckets = _buckets(self.bidirectional, table.shape[1], self.max_distance)
-        # One value per diagonal, then a Toeplitz matrix of them by reshaping: in a tiling of rows of
-        # n, read as rows of n - 1, each row is the last one shifted right by one. The gradient of
-        # that is a sum over rows, where gathering [queries, keys] numbers would have to scatter.
+        # One value per diagonal, then a Toeplitz matrix of them by reshaping: of a tiling with rows
+        # of n, read as rows of n - 1, each row is the last one shifted right by one. The gradient
+        # of that is a sum over rows, where gathering [queries, keys] numbers would scatter.
         n = queries + keys
         diagonal = jnp.arange(n)
         relative = jnp.where(diagonal < keys, diagonal, diagonal - n) - offset

@@ -6,7 +6,10 @@
   `DecoderConfig` covers GPT-2, Llama, Qwen 2 and 3, and Gemma 1 to 3. They differ in these fields
   only, never in code of their own.
 - Parameters are float32 always; `dtype` is what the matrix products compute in. Softmax, norms and
-  logits are float32 whatever it says.
+  logits are float32 whatever it says. So is the residual stream, unless `residual_dtype` says
+  otherwise: with a bfloat16 stream the logits of a Flan-T5-base shape are off by 1.7% of their size
+  (float32 against it), with a float32 stream by 1.1%, most of it from rounding the weights. What it
+  costs is memory traffic, and in training the memory of saved residuals.
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ class RunConfig:
     """How a model computes, whatever its family. Changing these changes no result but rounding."""
 
     dtype: str = "float32"
+    residual_dtype: str = "float32"
     scan_layers: bool = True  # one compiled layer, run by lax.scan; False unrolls, see layers.Stack
     remat: str = "none"  # what the backward pass recomputes, see layers.REMAT_POLICIES
 
@@ -30,7 +34,10 @@ class RunConfig:
 
     def __post_init__(self):
         _check("dtype", self.dtype, DTYPES)
+        _check("residual_dtype", self.residual_dtype, DTYPES)
         _check("remat", self.remat, REMAT)
+        if (self.dtype, self.residual_dtype) == ("float32", "bfloat16"):
+            raise ValueError("residual_dtype='bfloat16' wants dtype='bfloat16'")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-serialisable dictionary that `from_dict` reads back."""

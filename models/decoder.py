@@ -128,11 +128,11 @@ class DecoderLM(nnx.Module):
     def embed(self, tokens, positions) -> jax.Array:
         """Token ids and positions [batch, length] -> [batch, length, d_model], scaled."""
         config = self.config
-        x = self.token_embedder(tokens, config.dtype)
+        x = self.token_embedder(tokens, config.residual_dtype)
         if config.embedding_scale != 1.0:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if config.positions == "learned":
-            x = x + self.position_embedder(positions, config.dtype)
+            x = x + self.position_embedder(positions, config.residual_dtype)
         return x
 
     def rotations(self, positions):
@@ -230,11 +230,19 @@ def choose(is_global, pair):
 
 def _norm(config: DecoderConfig) -> RMSNorm | LayerNorm:
     if config.norm == "layer":
-        return LayerNorm(config.d_model, epsilon=config.norm_epsilon)
-    return RMSNorm(config.d_model, epsilon=config.norm_epsilon, offset=config.norm_offset)
+        return LayerNorm(config.d_model, epsilon=config.norm_epsilon, dtype=config.dtype)
+    return _rms_norm(config, config.d_model, "embed")
 
 
 def _head_norm(config: DecoderConfig) -> RMSNorm:
+    return _rms_norm(config, config.head_dim, "head_dim")
+
+
+def _rms_norm(config: DecoderConfig, features: int, axis: str) -> RMSNorm:
     return RMSNorm(
-        config.head_dim, epsilon=config.norm_epsilon, offset=config.norm_offset, axis="head_dim"
+        features,
+        epsilon=config.norm_epsilon,
+        dtype=config.dtype,
+        offset=config.norm_offset,
+        axis=axis,
     )

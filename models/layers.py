@@ -121,35 +121,42 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * (offset + scale), the mean square in float32, without mean subtraction."""
+    """x / rms(x) * (offset + scale), without mean subtraction; float32 inside, `dtype` outside."""
 
-    def __init__(self, features: int, *, epsilon: float, offset: float = 0.0, axis: str = "embed"):
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float,
+        dtype: str,
+        offset: float = 0.0,
+        axis: str = "embed",
+    ):
         self.scale = parameter((features,), (axis,), ZEROS_INIT if offset else ONES_INIT)
         self.epsilon = epsilon
         self.offset = offset
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        scale = self.scale[...]
-        if self.offset:
-            scale = scale + self.offset
-        return y.astype(x.dtype) * scale.astype(x.dtype)
+        return (y * (self.scale[...] + self.offset)).astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean(x)) / std(x) * scale + bias, in float32."""
+    """(x - mean(x)) / std(x) * scale + bias; float32 inside, `dtype` outside."""
 
-    def __init__(self, features: int, *, epsilon: float):
+    def __init__(self, features: int, *, epsilon: float, dtype: str):
         self.scale = parameter((features,), ("embed",), ONES_INIT)
         self.bias = parameter((features,), ("embed",), ZEROS_INIT)
         self.epsilon = epsilon
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
 
 
 class Embedding(nnx.Module):

@@ -4,8 +4,7 @@
   number: `encoder/layers_0/...` becomes `encoder/layers/...` with a leading [layers] dimension.
 - Everything is packed: `segment_ids` are 1, 2, ... per example in a row, 0 for padding. The bias
   depends on key - query alone and other segments are masked, so array indices serve as positions.
-- Residual stream and projections compute in `config.dtype`; norms, scores, softmax and logits in
-  float32.
+- Projections compute in `config.dtype`; norms, scores, softmax and logits in float32.
 - Dropout where T5X has it: one draw for all positions of a row (for all queries, in attention),
   except after the encoder's last norm, where every entry has its own.
 """
@@ -172,7 +171,7 @@ class T5(nnx.Module):
         if segment_ids is None:
             segment_ids = (tokens != self.config.pad_id).astype(jnp.int32)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 0)
-        embedded = self.token_embedder(tokens, self.config.dtype)
+        embedded = self.token_embedder(tokens, self.config.residual_dtype)
         return self.encoder(embedded, segment_ids, dropout_key=key)
 
     def decode(
@@ -196,7 +195,7 @@ class T5(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
-        embedded = self.token_embedder(tokens, self.config.dtype)
+        embedded = self.token_embedder(tokens, self.config.residual_dtype)
         return self.decoder(embedded, encoded, segment_ids, encoder_segment_ids, dropout_key=key)
 
     def logits(self, hidden) -> jax.Array:
@@ -252,7 +251,7 @@ class T5(nnx.Module):
 
 
 def _norm(config: T5Config) -> RMSNorm:
-    return RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon)
+    return RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=config.dtype)
 
 
 def _attention(config: T5Config) -> Attention:
