@@ -32,7 +32,7 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -249,18 +249,22 @@ class Artefact:
         """Compares every file with its checksum; raises ArtefactError naming the first bad one."""
         expected = {shard.file: shard.checksum for shard in self.manifest.shards}
         for name, checksum in (expected | dict(self.manifest.files)).items():
-            path = self.path / name
-            if not path.exists():
-                raise ArtefactError(f"{path} is missing. Build {self.path} again.")
-            hasher = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    hasher.update(block)
-            if hasher.hexdigest() != checksum:
-                raise ArtefactError(
-                    f"{path} is damaged: its SHA-256 differs from the manifest's. "
-                    f"Build {self.path} again."
-                )
+            verify_file(self.path / name, checksum)
+
+
+def verify_file(path: epath.Path, checksum: str) -> None:
+    """Raises ArtefactError unless the file is there and has this SHA-256."""
+    if not path.exists():
+        raise ArtefactError(f"{path} is missing. Build {path.parent} again.")
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    if hasher.hexdigest() != checksum:
+        raise ArtefactError(
+            f"{path} is damaged: its SHA-256 differs from the manifest's. "
+            f"Build {path.parent} again."
+        )
 
 
 def open_parquet(path: epath.PathLike) -> pq.ParquetFile:
@@ -379,6 +383,27 @@ class ShardWriter:
         self._writer.close()
 
 
+class BytesWriter:
+    """Writes one data file of another format. Made by `Build.bytes_shard`; see `ShardWriter`.
+
+    Attributes:
+      rows: to be set or added to, like `tokens`.
+    """
+
+    def __init__(self, sink: _HashingFile):
+        self.rows = 0
+        self.tokens = 0
+        self.counts: Counts = {}
+        self.measured: dict[str, float] = {}
+        self._sink = sink
+
+    def write(self, data: bytes) -> None:
+        self._sink.write(data)
+
+    def close(self) -> None:
+        pass
+
+
 class Build:
     """An artefact in the making.
 
@@ -491,9 +516,20 @@ class Build:
     @contextlib.contextmanager
     def shard(self, shard: int) -> Iterator[ShardWriter]:
         """Writes shard number `shard`: it comes into being when the block ends without an error."""
-        file = f"{self._name(shard)}.parquet"
+        with self._shard(shard, "parquet", lambda sink: ShardWriter(sink, self.schema)) as writer:
+            yield writer
+
+    @contextlib.contextmanager
+    def bytes_shard(self, shard: int, suffix: str) -> Iterator[BytesWriter]:
+        """The same in a format of the caller's own, such as "jsonl.zst"."""
+        with self._shard(shard, suffix, BytesWriter) as writer:
+            yield writer
+
+    @contextlib.contextmanager
+    def _shard(self, shard: int, suffix: str, open_writer: Callable[..., Any]) -> Iterator[Any]:
+        file = f"{self._name(shard)}.{suffix}"
         with atomic_file(self.path / file) as sink:
-            writer = ShardWriter(sink, self.schema)
+            writer = open_writer(sink)
             try:
                 yield writer
             except BaseException:
