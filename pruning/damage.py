@@ -139,7 +139,8 @@ KINDS: dict[str, Callable[[str, float, np.random.Generator, str], str]] = {
 _SUBJECTS = ("shop", "forum", "blog", "news", "store", "gallery", "club", "service", "magazine")
 _PAGES = (
     "Home", "About us", "Contact", "Products", "Services", "FAQ", "Log in", "Register",
-    "My account", "Basket (0)", "Checkout", "Search", "Site map", "Newsletter", "Careers", "Press", "Archive",
+    "My account", "Basket (0)", "Checkout", "Search", "Site map", "Newsletter", "Careers",
+    "Press", "Archive",
     "Privacy", "Imprint", "Terms", "Help", "Language", "Next page", "Previous page", "Back to top",
 )  # fmt: skip
 _SENTENCES = (
