@@ -5,6 +5,8 @@ Choices
   command lines alone.
 - The longest chain of stages goes first, so that the last hour is not one long training alone.
 - After a failure nothing new starts, and what runs may finish: another cell's hours are not lost.
+- A process that was told to stop from outside (it exits with 75, as launchers know it) is started
+  again and goes on.
 - Ctrl-C reaches the scheduler alone, which asks its children to end. When it is itself killed
   outright, the kernel kills them (on Linux, which can be told so; elsewhere they finish their
   stage, and the next run finds it finished).
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.stages import Note, Records, Stage, checksum, key_of, ordered, seconds_left, urgency
+from models.runtime import RESTART
 from pruning import progress
 
 GRACE = 20.0  # seconds between the request to end and SIGKILL
@@ -226,6 +229,9 @@ class Scheduler:
             self.running.remove(item)
             item.progress_file.unlink(missing_ok=True)
             stage, seconds = item.stage, item.seconds
+            if item.process.returncode == RESTART:
+                say(f"{stage.name} was stopped from outside; it goes on where it stood")
+                continue
             if item.process.returncode != 0 or not Path(stage.result).exists():
                 self.failures.append(_failure(item, self.records.log(stage)))
                 say(self.failures[-1])

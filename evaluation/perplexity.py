@@ -1,0 +1,215 @@
+"""Perplexity and bits per byte of a model on held-out documents.
+
+    python -m evaluation perplexity --gin_file=configs/evaluate/perplexity.gin \\
+        --gin.MODEL=runs/t5/train --gin.CORPUS=runs/c4/corpus --gin.OUTPUT=runs/t5/perplexity
+
+leaves in its output a score set for every evaluation set (the losses of every document), and
+result.json with the sums, written last.
+
+Choices
+- The scoring engine does the work: packed, sharded, resumable, every token counted once. What
+  "the loss of a token" means is the estimator's to say (pruning/scorers/likelihood.py).
+- Sums over documents, then one ratio: nats / tokens, nats / bytes. Never a mean of per-document
+  perplexities, which short documents would rule.
+- Where a document's first tokens have no score (prefix, causal), its bytes are counted in
+  proportion to the tokens that have.
+- Intervals come from drawing documents again (bootstrap.py). Differences between two models want
+  the score sets: the documents are the same, so that they can be paired.
+- Beside it, the loss of the training objective on given batches, exactly as train.py evaluates it:
+  the number that loss curves and other T5 code bases speak of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+
+from evaluation import bootstrap
+from pruning import artefact
+from pruning.artefact import Artefact
+from pruning.scorers import OK
+from pruning.scorers.likelihood import Likelihood
+
+NAME = "Perplexity"
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PerplexityConfig:
+    """Settings of `perplexity`.
+
+    Attributes:
+      model: whatever `models.weights.load` takes: a directory, a training run, a hub name.
+      output: directory of the result.
+      corpora: evaluation set -> corpus.
+      within: evaluation set -> selection of that corpus; sets that are not named are whole corpora.
+      likelihood: the estimator.
+      batches: name -> data as in Train.eval_data, for the loss of the training objective.
+      batch_count: how many batches of each, at most.
+      row_length, batch_rows, dtype, compilation_cache: as in Score.
+    """
+
+    model: str
+    output: str
+    corpora: Mapping[str, str]
+    within: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    likelihood: Likelihood = dataclasses.field(default_factory=lambda: Likelihood("span"))
+    batches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch_count: int = 16
+    row_length: int = 1024
+    batch_rows: int = 16
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compilation_cache: str | None = "~/.cache/winnow/compiled"
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.within) - set(self.corpora)):
+            raise ValueError(
+                f"Perplexity.within names {unknown[0]!r}, Perplexity.corpora does not."
+            )
+
+
+CONFIGURABLES: dict[str, type] = {NAME: PerplexityConfig, "Likelihood": Likelihood}
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """A model's losses on an evaluation set, for every document that has a score.
+
+    Attributes:
+      doc_id: int64 [documents].
+      nats: float64 [documents], summed over the document's scored tokens.
+      tokens: int64 [documents], how many tokens these are.
+      n_bytes: float64 [documents], UTF-8 bytes that these tokens stand for.
+      unscored: how many documents of the set have no score, by reason.
+    """
+
+    doc_id: np.ndarray
+    nats: np.ndarray
+    tokens: np.ndarray
+    n_bytes: np.ndarray
+    unscored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token: the logarithm of the perplexity."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(self.nats.sum() / math.log(2) / self.n_bytes.sum())
+
+
+def run(config: PerplexityConfig) -> dict[str, Any]:
+    """Evaluates, or finishes evaluating, and returns what result.json holds."""
+    from pruning.scoring import engine
+
+    sets: dict[str, dict[str, Any]] = {}
+    for name, corpus in config.corpora.items():
+        scores = engine.run(
+            engine.ScoreConfig(
+                corpus=corpus,
+                output=f"{config.output}/{name}",
+                scorer=config.likelihood,
+                model=config.model,
+                row_length=config.row_length,
+                batch_rows=config.batch_rows,
+                dtype=config.dtype,
+                within=config.within.get(name),
+                compilation_cache=config.compilation_cache,
+            )
+        )
+        if scores is not None:  # else other processes are still scoring
+            sets[name] = summary(read(scores, artefact.load(corpus, "corpus"))) | {
+                "scores": scores.as_input(),
+                "estimator": config.likelihood.estimator,
+            }
+    result = {"model": config.model, "sets": sets, "objective": objective(config)}
+    if len(sets) == len(config.corpora):
+        file = epath.Path(config.output) / RESULT
+        artefact.write_text(file, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    return result
+
+
+def read(scores: Artefact, corpus: Artefact) -> Losses:
+    """The losses in a likelihood's score set.
+
+    Raises:
+      ArtefactError: the scores are not of this corpus, or of another scorer.
+      ValueError: no document has a score.
+    """
+    artefact.require_input(scores, "corpus", corpus)
+    parts = []
+    unscored: Counter[str] = Counter()
+    for shard in range(corpus.num_shards):
+        found = scores.read(shard, ["doc_id", "status", "nll", "n_scored_tokens"])
+        sizes = corpus.read(shard, ["doc_id", "n_tokens", "n_bytes"])
+        doc_id = found["doc_id"].to_numpy()
+        where = f"{scores.path}/{scores.manifest.shards[shard].file}"
+        artefact.require_same_documents(sizes["doc_id"].to_numpy(), doc_id, where)
+        status = np.asarray(found["status"].to_pylist(), dtype=object)
+        unscored.update(status[status != OK].tolist())
+        rows = np.flatnonzero(status == OK)
+        tokens = found["n_scored_tokens"].to_numpy()[rows].astype(np.int64)
+        per_token = sizes["n_bytes"].to_numpy()[rows] / sizes["n_tokens"].to_numpy()[rows]
+        nats = found["nll"].to_numpy()[rows].astype(np.float64)
+        parts.append((doc_id[rows], nats, tokens, tokens * per_token))
+    doc_id, nats, tokens, n_bytes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    unscored.pop("not_selected", None)  # not of this set
+    if not len(doc_id):
+        raise ValueError(f"no document of {scores.path} has a score: {dict(unscored)}.")
+    return Losses(doc_id, nats, tokens, n_bytes, dict(unscored))
+
+
+def summary(losses: Losses, resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """The losses of a set in a few numbers, with 95% intervals as [low, high]."""
+    nats, bits = losses.nats[None], losses.nats[None] / math.log(2)
+    loss = bootstrap.interval(bootstrap.ratios(nats, losses.tokens[None], resamples, seed)[0])
+    rate = bootstrap.interval(bootstrap.ratios(bits, losses.n_bytes[None], resamples, seed)[0])
+    return {
+        "documents": len(losses.doc_id),
+        "tokens": int(losses.tokens.sum()),
+        "bytes": round(float(losses.n_bytes.sum())),
+        "unscored": dict(losses.unscored),
+        "nats": float(losses.nats.sum()),
+        "loss": losses.per_token,
+        "loss_interval": loss,
+        "perplexity": math.exp(losses.per_token),
+        "perplexity_interval": [math.exp(value) for value in loss],
+        "bits_per_byte": losses.bits_per_byte,
+        "bits_per_byte_interval": rate,
+    }
+
+
+def objective(config: PerplexityConfig) -> dict[str, dict[str, float]]:
+    """Nats per target token of the training objective on each of `config.batches`."""
+    if not config.batches:
+        return {}
+    import jax
+
+    from models import losses, weights
+
+    model, params = weights.load(config.model)
+
+    @jax.jit
+    def sums(params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        module = model.bind(params)
+        logits = module.logits(module.forward(batch))
+        weight = batch["decoder_loss_weights"]
+        _, count, found = losses.cross_entropy(logits, batch["decoder_target_tokens"], weight)
+        return found["nll"], count
+
+    found = {}
+    for name, data in config.batches.items():
+        opened = data.open(0, 1)
+        number = min(config.batch_count, getattr(opened, "num_batches", None) or math.inf)
+        pairs = [jax.device_get(sums(params, opened.batch(i))) for i in range(int(number))]
+        nats, tokens = np.sum(np.asarray(pairs, np.float64), axis=0)
+        found[name] = {"loss": float(nats / tokens), "target_tokens": int(tokens)}
+    return found

@@ -1,0 +1,151 @@
+"""Reads a study's artefacts into plain arrays and records. Nothing here decides or draws.
+
+Choices
+- The study's plan.json says where everything is; the artefacts say what it is.
+- Documents of the pool are read once, without their text. Of a pool of more than `MOST_DOCUMENTS`,
+  whole shards are taken, evenly spaced, and the report says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from evaluation.perplexity import Losses
+
+FULL = "full"
+RANDOM = "random"
+MOST_DOCUMENTS = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation set: how it was chosen, and its size."""
+
+    name: str
+    title: str
+    rule: str
+    documents: int
+    tokens: int
+    n_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Loss on an evaluation set during training: int64 [n] steps, float64 [n] nats per token."""
+
+    step: np.ndarray
+    loss: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A model trained on a selection, and how it did.
+
+    Attributes:
+      share_kept: of the pool's tokens, realised.
+      epochs: how often the selection was seen.
+      seconds, flops: of its training.
+      losses, curves: by evaluation set.
+    """
+
+    sampler: str
+    keep_rate: float
+    seed: int
+    documents: int
+    tokens: int
+    share_kept: float
+    epochs: float
+    steps: int
+    parameters: int
+    seconds: float
+    flops: float
+    losses: Mapping[str, Losses]
+    curves: Mapping[str, Curve]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A way of selecting: its name in files, its title, and a sentence on its rule."""
+
+    name: str
+    title: str
+    rule: str
+    scorer: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The documents that selections were made from, in the order of `doc_id`."""
+
+    doc_id: np.ndarray  # int64 [documents]
+    n_tokens: np.ndarray  # int64 [documents]
+    source: np.ndarray  # object [documents]: str or None
+    domain: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A scorer's values over the pool.
+
+    Attributes:
+      values: float64 [documents], higher is what the scorer calls better; NaN where there is none.
+      axis: what the values are, for the axis of a chart.
+      statuses: how many documents have which status.
+    """
+
+    name: str
+    title: str
+    axis: str
+    values: np.ndarray
+    statuses: Mapping[str, int]
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A document to be shown."""
+
+    decile: int
+    score: float
+    n_tokens: int
+    source: str
+    domain: str
+    url: str
+    text: str
+    cut: bool  # the text goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a piece of work took, measured."""
+
+    title: str
+    seconds: float
+    flops: float | None
+    tokens: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that a report is made of."""
+
+    title: str
+    description: str
+    caveats: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]  # the first is the one that the headline speaks of
+    samplers: tuple[Sampler, ...]
+    runs: tuple[Run, ...]
+    pool: Pool
+    pool_shards: tuple[int, int]  # shown, in all
+    kept: Mapping[tuple[str, float, int], np.ndarray]  # run -> bool [documents of the pool]
+    scores: tuple[Score, ...]
+    examples: Mapping[str, tuple[Example, ...]]  # by scorer
+    corpus: Mapping[str, Any]  # the manifest
+    costs: tuple[Cost, ...]
+    configuration: Mapping[str, Any]
+    provenance: tuple[Mapping[str, str], ...]  # name, kind, digest, path of every artefact
+    commands: tuple[str, ...]

@@ -1,0 +1,164 @@
+"""What the numbers say, in sentences. Every word here follows from a comparison, none from a hope.
+
+Choices
+- A difference is spoken of as one only where its 95% interval excludes zero.
+- Scores of one scorer taken low, in the middle and high are set against each other, since the
+  literature contradicts itself on which is best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evaluation.report.comparison import Cell, Estimate
+from evaluation.report.results import RANDOM, Cost, Evaluation, Results, Sampler
+
+_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def headline(
+    cells: Sequence[Cell],
+    samplers: Sequence[Sampler],
+    scorers: Mapping[str, str],
+    evaluation: Evaluation,
+) -> list[str]:
+    """Two to four sentences: the best against the full data, against random, and within scorers.
+
+    Args:
+      scorers: name -> title.
+    """
+    titles = {sampler.name: sampler.title for sampler in samplers}
+    pruned = [cell for cell in cells if not cell.is_full]
+    if not pruned:
+        return ["This study has trained on the full data only."]
+    sentences = [_against_full(pruned, titles, evaluation)]
+    smallest = min(cell.keep_rate for cell in pruned)
+    if against_random := _against_random(pruned, smallest, titles):
+        sentences.append(against_random)
+    sentences += _within_scorers(pruned, smallest, samplers, scorers)
+    return sentences
+
+
+def _against_full(pruned: Sequence[Cell], titles: dict[str, str], evaluation: Evaluation) -> str:
+    name = evaluation.name
+    best = min(pruned, key=lambda cell: cell.measures[name].loss.value)
+    difference = best.measures[name].to_full
+    what = f"{titles[best.sampler]} at {best.share_kept:.0%} of the tokens"
+    where = f"on {evaluation.title}"
+    if difference is None:
+        return f"The lowest loss {where} has {what}; no model was trained on the full data."
+    amount = nats(difference)
+    if difference.sign < 0:
+        return f"At equal compute, {what} beat training on everything {where}, by {amount}."
+    if difference.sign > 0:
+        return (
+            f"At equal compute, training on everything was best {where}; {what} came closest, "
+            f"{amount} behind."
+        )
+    return (
+        f"At equal compute, the best selection {where} was {what}; it cannot be told from training "
+        f"on everything ({difference.value:+.3f} nats per token, {interval(difference)})."
+    ).replace("-", "−")
+
+
+def _against_random(pruned: Sequence[Cell], keep_rate: float, titles: dict[str, str]) -> str:
+    here = [cell for cell in pruned if cell.keep_rate == keep_rate and cell.sampler != RANDOM]
+    name = next(iter(here[0].measures)) if here else ""
+    found = [
+        (cell, difference)
+        for cell in here
+        if (difference := cell.measures[name].to_random) is not None
+    ]
+    if not found:
+        return ""
+    better = sorted(((cell, d) for cell, d in found if d.sign < 0), key=lambda pair: pair[1].value)
+    worse = [cell for cell, d in found if d.sign > 0]
+    many = f"of {len(found)} scored selections" if len(found) > 1 else "the scored selection"
+    if not better:
+        return f"Keeping {keep_rate:.0%}, none {many} beat a random one of that size" + (
+            f", and {_count(len(worse))} did worse." if worse else "."
+        )
+    cell, difference = better[0]
+    others = f" {_count(len(worse)).capitalize()} did worse than random." if worse else ""
+    return (
+        f"Keeping {keep_rate:.0%}, {_count(len(better))} {many} beat a random one of that size: "
+        f"{titles[cell.sampler]} most, by {nats(difference)}.{others}"
+    )
+
+
+def _within_scorers(
+    pruned: Sequence[Cell],
+    keep_rate: float,
+    samplers: Sequence[Sampler],
+    scorers: Mapping[str, str],
+) -> list[str]:
+    sentences = []
+    for scorer in dict.fromkeys(s.scorer for s in samplers if s.scorer):
+        titles = {s.name: s.title for s in samplers if s.scorer == scorer}
+        here = [c for c in pruned if c.sampler in titles and c.keep_rate == keep_rate]
+        if len(here) < 3:
+            continue
+        name = next(iter(here[0].measures))
+        ranked = sorted(here, key=lambda cell: cell.measures[name].loss.value)
+        order = [titles[cell.sampler] for cell in ranked]
+        sentences.append(
+            f"Of the {_count(len(order))} ways to select {keep_rate:.0%} by {scorers[scorer]}, "
+            f"{order[0]} did best, followed by {_listed(order[1:])}."
+        )
+    return sentences
+
+
+def cost(costs: Sequence[Cost], training: Cost) -> str:
+    """What scoring cost, in training runs."""
+    parts = []
+    for item in costs:
+        if item.flops and training.flops:
+            parts.append(f"{item.title} {item.flops / training.flops:.0%}")
+    if not parts:
+        return ""
+    return f"In FLOPs, as a share of one training run: {', '.join(parts)}."
+
+
+def caveats(results: Results, cells: Sequence[Cell]) -> list[str]:
+    """What any study of this form cannot show; the study's own caveats come after."""
+    seeds = min(len(cell.runs) for cell in cells)
+    pruned = sum(not cell.is_full for cell in cells)
+    found = []
+    if seeds == 1:
+        found.append(
+            "One seed: the intervals hold the uncertainty of the evaluation documents, not that of "
+            "training. Another seed can move a loss by as much as the smaller differences here."
+        )
+    found.append(
+        f"{pruned} selections were compared, with no correction for looking at many: the best of "
+        "several equal ones looks better than it is."
+    )
+    most = max(cell.epochs for cell in cells)
+    if most < 1:
+        found.append(
+            f"No selection was seen more than {most:.2f} times. The price of keeping little, "
+            "repetition, does not show at this length of training."
+        )
+    found.append(
+        f"The models have {results.runs[0].parameters / 1e6:.1f}M parameters. Which documents help "
+        "can change with the model's size."
+    )
+    return found
+
+
+def nats(estimate: Estimate) -> str:
+    """The size of a difference, without its sign: "0.021 nats per token (95%: 0.011 to 0.030)"."""
+    low, high = sorted((abs(estimate.low), abs(estimate.high)))
+    return f"{abs(estimate.value):.3f} nats per token (95%: {low:.3f} to {high:.3f})"
+
+
+def interval(estimate: Estimate) -> str:
+    return f"95%: {estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _count(number: int) -> str:
+    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
