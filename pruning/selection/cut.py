@@ -1,0 +1,173 @@
+"""Where a ranking is cut: the exact threshold of a budget, without sorting.
+
+Documents are ranked by a float64 key, highest first, ties by the document's hash. Given what each
+of them costs (its tokens, or 1), the cut stands at the first document that no longer fits, and all
+that are ranked before it are kept:
+
+    key    9.0   7.5   7.5   3.2        costs so far, with a target of 100:
+    hash    17    80    12    99        40, 70, 95, 125 -> the cut stands at (3.2, 99):
+    cost    40    30    25    30        three documents are kept, 95 of 100 tokens
+
+Choices
+- Radix selection, most significant digit first: one histogram of costs per 16 bits of the key, so
+  four passes over the keys and four over the hashes of those that tie at the cut. Exact whatever
+  the distribution of the keys, and memory does not grow with the number of documents.
+- Histograms add up: documents come in chunks, from any number of shards in any order.
+- Groups (quotas) are cut in the same passes, by shorter digits where they are many.
+- What is kept never costs more than the target, and falls short of it by less than the first
+  document left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+# Values that no key has. They stand outside of the ranking, and cost nothing in it.
+EXCLUDED = np.uint64(0)  # kept by no budget; what `ordered` makes of NaN
+INCLUDED = np.uint64(2**64 - 1)  # kept whatever the budget
+
+_SIGN = np.uint64(1 << 63)
+_EVERYTHING = np.iinfo(np.int64).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Some documents of a ranking.
+
+    Attributes:
+      values: uint64 [n], `ordered` keys, EXCLUDED or INCLUDED.
+      costs: int [n]; 0 outside of the ranking.
+      groups: int [n], or None when there is one group.
+      hashes: rows int [m] -> uint64 [m]; asked for the rows that tie at a cut only.
+    """
+
+    values: np.ndarray
+    costs: np.ndarray
+    groups: np.ndarray | None
+    hashes: Callable[[np.ndarray], np.ndarray]
+
+    def of(self, per_group: np.ndarray) -> np.ndarray:
+        """Every document's entry of an array [groups]; a scalar when there is one group."""
+        return per_group[0] if self.groups is None else per_group[self.groups]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """The first document left out of every group.
+
+    Attributes:
+      value: uint64 [groups], its `ordered` key; 0 where the whole group fits.
+      tie: uint64 [groups], its hash.
+      cost: int64 [groups], what the documents ranked before it cost together.
+    """
+
+    value: np.ndarray
+    tie: np.ndarray
+    cost: np.ndarray
+
+    def before(self, chunk: Chunk) -> np.ndarray:
+        """bool [n], which documents of the chunk are ranked before the cut."""
+        kept = chunk.values > chunk.of(self.value)
+        tied = _tied(chunk, self.value)
+        if len(tied):
+            tie = self.tie[0] if chunk.groups is None else self.tie[chunk.groups[tied]]
+            kept[tied] = chunk.hashes(tied) > tie
+        return kept
+
+
+def between(chunk: Chunk, start: Cut | None, stop: Cut) -> np.ndarray:
+    """bool [n], the documents from one cut (None: from the first on) to another, and INCLUDED."""
+    kept = stop.before(chunk)
+    if start is not None:
+        kept &= ~start.before(chunk)
+        kept |= chunk.values == INCLUDED
+    return kept
+
+
+def ordered(keys: np.ndarray) -> np.ndarray:
+    """Maps float64 to uint64 of the same order; NaN to `EXCLUDED`, below all others."""
+    bits = (keys + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0: the two tie
+    bits = bits.view(np.uint64) ^ ((bits >> 63).view(np.uint64) | _SIGN)  # ~bits where negative
+    bits[np.isnan(keys)] = EXCLUDED
+    return bits
+
+
+def unordered(values: np.ndarray) -> np.ndarray:
+    """The float64 that `ordered` mapped to these values."""
+    return np.where(values >= _SIGN, values & ~_SIGN, ~values).view(np.float64)
+
+
+def find(chunks: Callable[[], Iterable[Chunk]], targets: np.ndarray) -> Cut:
+    """Cuts every group at its target.
+
+    Args:
+      chunks: gives all documents anew at every call.
+      targets: int64 [groups], the cost not to be exceeded.
+    """
+
+    def by_key() -> Iterable[_Column]:
+        return ((chunk.values, chunk.costs, chunk.groups) for chunk in chunks())
+
+    value, cost, fits = _radix_select(by_key, targets)
+    value[fits] = EXCLUDED
+    if fits.all():
+        return Cut(value, np.zeros_like(value), cost)
+
+    def by_hash() -> Iterable[_Column]:
+        for chunk in chunks():
+            rows = _tied(chunk, value)
+            groups = None if chunk.groups is None else chunk.groups[rows]
+            yield chunk.hashes(rows), chunk.costs[rows], groups
+
+    tie, beyond, _ = _radix_select(by_hash, np.where(fits, _EVERYTHING, targets - cost))
+    return Cut(value, tie, cost + beyond)
+
+
+def _tied(chunk: Chunk, value: np.ndarray) -> np.ndarray:
+    """The rows whose key is the cut's."""
+    return np.flatnonzero((chunk.values == chunk.of(value)) & (chunk.values != EXCLUDED))
+
+
+_Column = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # values, costs, groups
+
+
+def _radix_select(
+    chunks: Callable[[], Iterable[_Column]], targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Descends from the leading digit, into the bucket in which the costs pass the target.
+
+    Returns:
+      value: uint64 [groups], the highest with which the costs pass the target.
+      cost: int64 [groups], of all that is higher; of the whole group where it fits.
+      fits: bool [groups], the whole group costs no more than the target.
+    """
+    count = len(targets)
+    bits = 16 if count <= 64 else 8
+    value = np.zeros(count, np.uint64)
+    cost = np.zeros(count, np.int64)
+    fits = np.zeros(count, bool)
+    for shift in range(64 - bits, -1, -bits):
+        histogram = np.zeros(count << bits, np.int64)
+        for values, costs, groups in chunks():
+            if shift + bits < 64:
+                prefix = value[0] if groups is None else value[groups]
+                inside = np.flatnonzero(values >> np.uint64(shift + bits) == prefix)
+                values, costs = values[inside], costs[inside]
+                groups = None if groups is None else groups[inside]
+            bucket = (values >> np.uint64(shift)).astype(np.int64) & ((1 << bits) - 1)
+            if groups is not None:
+                bucket += groups.astype(np.int64) << bits
+            np.add.at(histogram, bucket, costs.astype(np.int64))
+        falling = histogram.reshape(count, -1)[:, ::-1]
+        through = cost[:, None] + np.cumsum(falling, axis=1)  # of this digit and all above it
+        if shift == 64 - bits:
+            fits = through[:, -1] <= targets
+        # A group that fits goes to the highest digit every time, where nothing more is found.
+        digit = np.argmax(through > targets[:, None], axis=1)
+        each = np.arange(count)
+        cost = np.where(fits, through[:, -1], through[each, digit] - falling[each, digit])
+        value = (value << np.uint64(bits)) | (falling.shape[1] - 1 - digit).astype(np.uint64)
+    return value, cost, fits

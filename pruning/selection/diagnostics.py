@@ -1,0 +1,159 @@
+"""What a selection says of itself: weights, overlap with chance, retention by domain.
+
+Every accumulator is the sum of what the shards give (`a + b`), in any order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+OTHER = "(other)"
+NONE = "(none)"  # the column is null
+
+# A column of strings: codes int [n], and what they mean.
+Encoded = tuple[np.ndarray, list[str]]
+
+_DRAW_BITS = 16
+_SHOWN = 24  # domains in a summary
+_REMEMBERED = 128  # domains per shard: none with over 1% of all tokens can be missed
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Sums over sampling weights, as logarithms."""
+
+    documents: int
+    log_sum: float
+    log_sum_squares: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, log_weights: np.ndarray) -> Weights:
+        if not len(log_weights):
+            return cls(0, -np.inf, -np.inf, np.inf, -np.inf)
+        highest = float(log_weights.max())
+        relative = np.exp(log_weights - highest)
+        return cls(
+            len(log_weights),
+            highest + float(np.log(relative.sum())),
+            2 * highest + float(np.log(np.square(relative).sum())),
+            float(log_weights.min()),
+            highest,
+        )
+
+    def __add__(self, other: Weights) -> Weights:
+        return Weights(
+            self.documents + other.documents,
+            float(np.logaddexp(self.log_sum, other.log_sum)),
+            float(np.logaddexp(self.log_sum_squares, other.log_sum_squares)),
+            min(self.lowest, other.lowest),
+            max(self.highest, other.highest),
+        )
+
+    def summary(self) -> dict[str, float | None]:
+        """ESS/N = (sum w)^2 / (N sum w^2): 1 where sampling is uniform; and max w / min w."""
+        if not self.documents:
+            return {"ess_share": None, "max_over_min": None}
+        ess = np.exp(2 * self.log_sum - self.log_sum_squares - np.log(self.documents))
+        with np.errstate(over="ignore"):
+            ratio = float(np.exp(self.highest - self.lowest))
+        return {"ess_share": float(ess), "max_over_min": ratio if np.isfinite(ratio) else None}
+
+
+def draw_bucket(uniform: np.ndarray) -> np.ndarray:
+    """The leading bits of draws in (0, 1), int64."""
+    return (uniform * (1 << _DRAW_BITS)).astype(np.int64)
+
+
+def draw_histogram(uniform: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Tokens by draw, int64 [buckets]."""
+    histogram = np.zeros(1 << _DRAW_BITS, np.int64)
+    np.add.at(histogram, draw_bucket(uniform), tokens.astype(np.int64))
+    return histogram
+
+
+def random_bucket(histogram: np.ndarray, tokens: int) -> int:
+    """From which bucket of draws on a random selection of about `tokens` tokens would take."""
+    from_top = np.cumsum(histogram[::-1])
+    return len(histogram) - int(np.argmin(np.abs(from_top - tokens))) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Domains:
+    """Documents and tokens by the values of a metadata column.
+
+    Attributes:
+      names: of the values that are told apart; all others go together.
+      counts: int64 [names + 1, 4], documents, tokens, kept documents, kept tokens; others last.
+    """
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        column: Encoded,
+        tokens: np.ndarray,
+        pool: np.ndarray,
+        kept: np.ndarray,
+    ) -> Domains:
+        """Args: tokens: int [n]; pool, kept: bool [n]."""
+        row = codes_among(names, column)
+        counts = np.zeros((len(names) + 1, 4), np.int64)
+        for first, members in ((0, pool), (2, kept)):
+            np.add.at(counts[:, first], row[members], 1)
+            np.add.at(counts[:, first + 1], row[members], tokens[members].astype(np.int64))
+        return cls(tuple(names), counts)
+
+    def __add__(self, other: Domains) -> Domains:
+        return Domains(self.names, self.counts + other.counts)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The largest first, all others last; zeros are left out."""
+        fields = ("documents", "tokens", "kept_documents", "kept_tokens")
+        order = [*np.argsort(-self.counts[:-1, 1], kind="stable"), len(self.names)]
+        names = [*self.names, OTHER]
+        return [
+            {"domain": names[i]} | dict(zip(fields, map(int, self.counts[i]), strict=True))
+            for i in order
+            if self.counts[i].any()
+        ]
+
+
+def encode(column: pa.ChunkedArray) -> Encoded:
+    """Null means `NONE`."""
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    names = [str(name) for name in encoded.dictionary.to_pylist()]
+    return encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False), [*names, NONE]
+
+
+def codes_among(names: Sequence[str], column: Encoded) -> np.ndarray:
+    """Every row's place among `names`, int32 [n]; len(names) where it is not among them."""
+    codes, meanings = column
+    place = {name: i for i, name in enumerate(names)}
+    return np.asarray([place.get(name, len(names)) for name in meanings], np.int32)[codes]
+
+
+def frequent(column: Encoded, tokens: np.ndarray) -> Counter[str]:
+    """Tokens of those values of a shard that have the most."""
+    codes, names = column
+    sums = np.bincount(codes, weights=tokens, minlength=len(names)).astype(np.int64)
+    top = np.argsort(-sums, kind="stable")[:_REMEMBERED]
+    return Counter({names[i]: int(sums[i]) for i in top if sums[i]})
+
+
+def shown(candidates: Counter[str]) -> list[str]:
+    """Which values a summary tells apart."""
+    ranked = sorted(candidates.items(), key=lambda item: (-item[1], item[0]))
+    return [name for name, _ in ranked[:_SHOWN]]
