@@ -20,6 +20,7 @@ import pyarrow as pa
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pruning import artefact
 from pruning.artefact import Artefact, ArtefactError
 
 TILE = 512  # rows; a multiple of every matrix unit's
@@ -35,39 +36,54 @@ def local_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     )
 
 
+def workers_of(worker: int | None, workers: int | None) -> tuple[int, int]:
+    """Which worker of how many this is; unless said, a process of `jax.distributed`."""
+    return (
+        jax.process_index() if worker is None else worker,
+        jax.process_count() if workers is None else workers,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """A column of embeddings.
+    """A column of embeddings. Made by `Embeddings.open`.
 
     Attributes:
       artefact: a score set.
       column: its fixed-size list column.
+      width: components of a vector.
     """
 
     artefact: Artefact
     column: str
+    width: int
 
-    @property
-    def width(self) -> int:
-        """Components of a vector.
+    @classmethod
+    def open(cls, path: str, column: str, corpus: Artefact) -> Embeddings:
+        """Opens the embeddings of a corpus.
 
         Raises:
-          ArtefactError: there is no such column, or it holds no vectors.
+          ArtefactError: the score set is of another corpus, or the column holds no vectors.
         """
-        with self.artefact.parquet(0) as file:
+        scores = artefact.load(path, "scores")
+        artefact.require_input(scores, "corpus", corpus)
+        with scores.parquet(0) as file:
             schema = file.schema_arrow
-        if self.column not in schema.names:
-            raise ArtefactError(
-                f"{self.artefact.path} has no column {self.column!r}; it has: "
-                f"{', '.join(schema.names)}."
-            )
-        kind = schema.field(self.column).type
+        if column not in schema.names:
+            names = ", ".join(schema.names)
+            raise ArtefactError(f"{path} has no column {column!r}; it has: {names}.")
+        kind = schema.field(column).type
         if not pa.types.is_fixed_size_list(kind):
             raise ArtefactError(
-                f"{self.artefact.path}: the column {self.column!r} is {kind}, not vectors of one "
-                "length. Give the score set of an embedding scorer."
+                f"{path}: the column {column!r} is {kind}, not vectors of one length. Give the "
+                "score set of an embedding scorer."
             )
-        return kind.list_size
+        return cls(scores, column, kind.list_size)
+
+    @property
+    def documents(self) -> int:
+        """How many documents have an embedding."""
+        return int(self.artefact.manifest.counts["documents"].get("ok", 0))
 
     def batches(self, shard: int, rows: int = 1 << 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The embedded documents of one shard.
