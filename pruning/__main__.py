@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pruning import configuration
 
@@ -64,8 +65,8 @@ STAGES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with_settings = not {"-h", "--help"}.isdisjoint(arguments)
-    given, rest = _parser(with_settings).parse_known_args(arguments)
+    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    given, rest = _parser(arguments[0] if wants_help else None).parse_known_args(arguments)
     try:
         return _inspect(given, rest) if given.command == "inspect" else _run(given, rest)
     except KeyboardInterrupt:
@@ -112,7 +113,8 @@ def _is_mendable(error: Exception) -> bool:
 # Arguments and help
 
 
-def _parser(with_settings: bool) -> argparse.ArgumentParser:
+def _parser(explained: str | None) -> argparse.ArgumentParser:
+    """Args: explained: the command whose settings the help will show."""
     parser = argparse.ArgumentParser(
         prog="python -m pruning",
         description="Score, prune and hand on a pretraining corpus, one artefact after another.",
@@ -122,11 +124,12 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, stage in STAGES.items():
         example = f"example:\n  python -m pruning {name} {stage.example}"
+        settings = _settings(stage.module) if name == explained else ()
         command = commands.add_parser(
             name,
             help=stage.summary,
             description=stage.summary,
-            epilog="\n\n".join([example, *(_settings(stage.module) if with_settings else ())]),
+            epilog="\n\n".join([example, *settings]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -145,22 +148,10 @@ def _parser(with_settings: bool) -> argparse.ArgumentParser:
 
 def _settings(module: str) -> Iterator[str]:
     """What the docstrings of a stage's dataclasses say of its settings, without importing it."""
-    tree = _source(module)
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    origins = {
-        alias.name: node.module
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    }
-    for name, cls in _configurables(tree).items():
-        if cls not in classes and origins.get(cls, "").startswith("pruning."):
-            found = [n for n in _source(origins[cls]).body if getattr(n, "name", None) == cls]
-            classes.update((n.name, n) for n in found if isinstance(n, ast.ClassDef))
-        docstring = ast.get_docstring(classes[cls]) if cls in classes else None
-        attributes = (docstring or "").partition("Attributes:\n")[2]
+    for name, cls in _configurables(module):
+        attributes = (ast.get_docstring(cls) or "").partition("Attributes:\n")[2]
         if attributes:
-            defaults = _defaults(classes[cls])
+            defaults = _defaults(cls)
             described = re.sub(
                 r"^  (\w+(?:, \w+)*):",
                 lambda match: f"  {match[1]}{_shown(match[1], defaults)}:",  # noqa: B023
@@ -170,42 +161,62 @@ def _settings(module: str) -> Iterator[str]:
             yield f"settings [and defaults] of --gin.{name}.SETTING=VALUE:\n{described}"
 
 
+def _configurables(module: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    """gin names and dataclasses, from the module's CONFIGURABLES and those that it takes in.
+
+    What is not written out as a dictionary is passed over: this is for the help alone.
+    """
+    tree = _source(module)
+    constants = dict(_constants(tree))
+    origins = {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    table = constants.get("CONFIGURABLES")
+    if not isinstance(table, ast.Dict):
+        return
+    for key, item in zip(table.keys, table.values, strict=True):
+        if key is None and isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name):
+            yield from _configurables(".".join(origins[item.value.id]))  # **sources.CONFIGURABLES
+        elif isinstance(item, ast.Name):
+            place, original = origins.get(item.id, (module, item.id))
+            named = constants.get(key.id) if isinstance(key, ast.Name) else key
+            for node in _source(place).body:
+                if isinstance(node, ast.ClassDef) and node.name == original:
+                    yield ast.literal_eval(named), node
+
+
+def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+    """Names of the module and the expressions that they stand for."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield node.targets[0].id, node.value
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
+
+
+@functools.cache
 def _source(module: str) -> ast.Module:
     path = Path(__file__).parent.parent / Path(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return ast.parse(file.read_bytes())
 
 
-def _configurables(tree: ast.Module) -> dict[str, str]:
-    """gin name -> class name, from the module's CONFIGURABLES."""
-    constants: dict[str, str] = {}
-    for node in tree.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        value = getattr(node, "value", None)
-        if not isinstance(target, ast.Name):
-            continue
-        if isinstance(value, ast.Constant):
-            constants[target.id] = value.value
-        if target.id == "CONFIGURABLES" and isinstance(value, ast.Dict):
-            return {
-                constants[key.id] if isinstance(key, ast.Name) else key.value: item.id
-                for key, item in zip(value.keys, value.values, strict=True)
-                if isinstance(key, ast.Name | ast.Constant) and isinstance(item, ast.Name)
-            }
-    return {}
-
-
 def _defaults(cls: ast.ClassDef) -> dict[str, str]:
+    """Settings whose default is a plain value."""
     return {
         node.target.id: ast.unparse(node.value)
         for node in cls.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
+        if not any(isinstance(part, ast.Call) for part in ast.walk(node.value))
     }
 
 
 def _shown(names: str, defaults: dict[str, str]) -> str:
     values = [defaults[name] for name in names.split(", ") if name in defaults]
-    return f" [{', '.join(values)}]" if values and len(", ".join(values)) <= 40 else ""
+    return f" [{', '.join(values)}]" if values else ""
 
 
 if __name__ == "__main__":

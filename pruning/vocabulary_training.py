@@ -10,6 +10,8 @@ Choices
 - The sample is random documents, not the head of a file: files are taken in a hashed order until
   `_READ_FACTOR` times the sample was seen, and of what was seen the documents with the smallest
   hashes are kept.
+- Words that must be single pieces (the answers of Ask-LLM) are trained on often enough to become
+  so. As "user-defined symbols" they would also be cut out of longer words: yes|terday.
 - The number of threads is fixed: SentencePiece adds up their sums in turn, so another number would
   give another vocabulary.
 """
@@ -21,7 +23,7 @@ import heapq
 import io
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ NAME = "TrainVocabulary"
 
 _READ_FACTOR = 4
 _THREADS = 4
+_WORD_EVERY = 10_000  # characters of text, for words that must be single pieces
 _FILES, _DOCUMENTS = 0, 1  # streams of random numbers
 _SCHEMA = pa.schema([("id", pa.int32()), ("piece", pa.string()), ("score", pa.float32())])
 
@@ -53,6 +56,7 @@ class TrainVocabularyConfig:
       size: pieces, the special ones included and the sentinels not (T5: 32,000).
       sample_bytes: how much text to train on.
       character_coverage: share of the characters that get a piece of their own (T5's is 0.9995).
+      words: that must be single pieces, such as the answers of Ask-LLM.
       seed: of the sample.
     """
 
@@ -61,6 +65,7 @@ class TrainVocabularyConfig:
     size: int = 32_000
     sample_bytes: int = 50_000_000
     character_coverage: float = 0.9995
+    words: tuple[str, ...] = ("yes", "no")
     seed: int = 0
 
 
@@ -84,7 +89,7 @@ def run(config: TrainVocabularyConfig) -> Artefact:
         started = time.perf_counter()
         sampled, writer.counts = sample(source, files, sizes, config)
         read = time.perf_counter()
-        model = train(sampled, config.size, config.character_coverage)
+        model = train(sampled, config.size, config.character_coverage, config.words)
         writer.measured = {
             "reading_seconds": read - started,
             "training_seconds": time.perf_counter() - read,
@@ -132,22 +137,33 @@ def _keys(seed: int, file: int) -> Iterator[int]:
         yield from hashed(seed, rows, _DOCUMENTS).tolist()
 
 
-def train(texts: Iterable[str], size: int, character_coverage: float = 0.9995) -> bytes:
+def train(
+    texts: Sequence[str],
+    size: int,
+    character_coverage: float = 0.9995,
+    words: Sequence[str] = (),
+) -> bytes:
     """A serialised SentencePiece model with T5's special ids.
 
     Args:
       texts: documents; every line of them is a sentence to the trainer.
       size: pieces in all, the special ones included.
+      words: that must be single pieces.
 
     Raises:
       SourceError: SentencePiece cannot find so many pieces in these texts.
+      VocabularyError: one of the words did not become a single piece.
     """
     import sentencepiece
 
+    often = sum(map(len, texts)) // _WORD_EVERY + 1
+    emphasised = (word for word in words for _ in range(often))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(line for text in texts for line in text.splitlines() if line),
+            sentence_iterator=itertools.chain(
+                (line for text in texts for line in text.splitlines() if line), emphasised
+            ),
             model_writer=model,
             model_type="unigram",
             vocab_size=size,
@@ -165,7 +181,10 @@ def train(texts: Iterable[str], size: int, character_coverage: float = 0.9995) -
             f"SentencePiece cannot train {size:,} pieces on this text ({error}): give it more "
             "text, or set TrainVocabulary.size lower."
         ) from error
-    return model.getvalue()
+    trained = Vocabulary("sentencepiece", model.getvalue())
+    for word in words:
+        trained.token(word)  # raises if it is several
+    return trained.model
 
 
 def _pieces(model: bytes) -> dict[str, list[Any]]:

@@ -1,0 +1,334 @@
+"""Hands a selection, or scores, on to other programs: a plain dataset with a card.
+
+    dataset/
+      README.md                        the card: what it is, where it comes from, how to read it
+      data-00000-of-00016.parquet      or .jsonl.zst
+
+Choices
+- With a selection: the kept documents. Without one: all of them, which with `text = False` and a
+  score set makes a dataset of scores that can be published where the text cannot; `text_hash`
+  (xxh3-64 of the UTF-8 text) and the url say whose they are.
+- Scores are joined by position and their `doc_id`s compared: those of another corpus are refused.
+- A shard of the corpus becomes a file, so the files are made in parallel and kept on restart.
+- A new format is a function from tables to bytes in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pruning import artefact, parallel, progress
+from pruning.artefact import Artefact, ArtefactError, Build
+from pruning.corpus import ROW_GROUP, Corpus, load_corpus
+from pruning.selection import Selection, load_selection
+
+KIND = "dataset"
+NAME = "Export"
+CARD = "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Settings of `export`.
+
+    Attributes:
+      corpus: directory of the corpus.
+      output: directory of the dataset.
+      selection: directory of a selection of it; None exports every document.
+      scores: directory of a score set of it, or of several by name; their columns then get the name
+        in front ("small_ask_llm_yes").
+      text: whether to write the text.
+      columns: further columns of the corpus; None for its metadata and `text_hash`.
+      format: "parquet" or "jsonl.zst".
+      title, licence: for the card; the licence of the texts is yours to say.
+      workers: local processes; 0 for one per CPU.
+    """
+
+    corpus: str
+    output: str
+    selection: str | None = None
+    scores: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
+    text: bool = True
+    columns: tuple[str, ...] | None = None
+    format: Literal["parquet", "jsonl.zst"] = "parquet"
+    title: str = "A pruned corpus"
+    licence: str = "unknown"
+    workers: int = 0
+
+
+CONFIGURABLES: dict[str, type] = {NAME: ExportConfig}
+
+
+def run(config: ExportConfig) -> Artefact:
+    """Writes the dataset, or finishes it.
+
+    Raises:
+      ArtefactError: selection or scores belong to another corpus; a column is missing.
+    """
+    exported = Exported.open(config)
+    build = Build(
+        config.output,
+        KIND,
+        {
+            "columns": exported.columns,
+            "scores": {name: sorted(_score_columns(s)) for name, s in exported.scores.items()},
+            "format": config.format,
+            "title": config.title,
+            "licence": config.licence,
+        },
+        exported.inputs,
+        exported.corpus.num_shards,
+        exported.schema,
+    )
+    if build.finished:
+        return artefact.load(build.path, KIND)
+    pending = build.pending()
+    done = build.num_shards - len(pending)
+    with progress.track("export", build.num_shards, "shards", done) as task:
+        work = functools.partial(export_shard, config, build)
+        parallel.run_shards(work, pending, config.workers, lambda shards, _: task.advance(shards))
+    shards = [record["shard"] for record in build.records() if record]
+    card = _card(exported, sum(s["rows"] for s in shards), sum(s["tokens"] for s in shards))
+    build.write_file(CARD, card.encode())
+    dataset = build.finish()
+    assert dataset is not None  # every shard was ours
+    return dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What is exported: the corpus, the selection, the score sets, checked to belong together."""
+
+    config: ExportConfig
+    corpus: Corpus
+    selection: Selection | None
+    scores: Mapping[str, Artefact]  # by the prefix of their columns
+
+    @classmethod
+    def open(cls, config: ExportConfig) -> Exported:
+        corpus = load_corpus(config.corpus)
+        selection = config.selection and load_selection(config.selection, corpus.artefact)
+        named = {"": config.scores} if isinstance(config.scores, str) else config.scores
+        scores = {name: artefact.load(path, "scores") for name, path in named.items()}
+        for score_set in scores.values():
+            artefact.require_input(score_set, "corpus", corpus.artefact)
+        exported = cls(config, corpus, selection or None, scores)
+        names = exported.schema.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ArtefactError(
+                f"the dataset would have the column {twice[0]!r} twice: name the score sets apart, "
+                "or change Export.columns."
+            )
+        return exported
+
+    @property
+    def inputs(self) -> dict[str, Artefact]:
+        inputs = {"corpus": self.corpus.artefact}
+        if self.selection is not None:
+            inputs["selection"] = self.selection.artefact
+        return inputs | {f"scores {name}".strip(): found for name, found in self.scores.items()}
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the corpus."""
+        further = self.config.columns
+        if further is None:
+            further = (*self.corpus.metadata, "text_hash")
+        return ["doc_id", *(["text"] if self.config.text else []), *further]
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        corpus = _schema_of(self.corpus.artefact)
+        if absent := sorted(set(self.columns) - set(corpus.names)):
+            raise ArtefactError(
+                f"{self.config.corpus} has no column {absent[0]!r}; it has: "
+                f"{', '.join(corpus.names)}. Change Export.columns."
+            )
+        fields = [corpus.field(name) for name in self.columns]
+        for prefix, score_set in self.scores.items():
+            for name, kind in _score_columns(score_set).items():
+                fields.append(pa.field(f"{prefix}_{name}" if prefix else name, kind))
+        return pa.schema(fields)
+
+    def tables(self, shard: int) -> Iterator[tuple[pa.Table, int]]:
+        """The kept documents of a shard in order, and their tokens, a row group of it at a time."""
+        documents = self.corpus.documents(shard)
+        kept = np.ones(documents, bool)
+        if self.selection is not None:
+            kept = self.selection.mask(shard, documents)
+        scores = [self._scores(score_set, shard) for score_set in self.scores.values()]
+        first = 0
+        names = list(dict.fromkeys([*self.columns, "n_tokens"]))
+        for batch in self.corpus.iter_batches(shard, names, ROW_GROUP):
+            mask = pa.array(kept[first : first + len(batch)])
+            rows = pa.table(batch).filter(mask)
+            columns = [rows[name] for name in self.columns]
+            for table in scores:
+                columns += table.slice(first, len(batch)).filter(mask).columns
+            first += len(batch)
+            yield pa.table(columns, schema=self.schema), int(np.sum(rows["n_tokens"].to_numpy()))
+
+    def _scores(self, score_set: Artefact, shard: int) -> pa.Table:
+        kinds = _score_columns(score_set)
+        table = score_set.read(shard, ["doc_id", *kinds])
+        expected = self.corpus.columns(shard, ["doc_id"])["doc_id"].to_numpy()
+        where = f"{score_set.path}/{score_set.manifest.shards[shard].file}"
+        artefact.require_same_documents(expected, table["doc_id"].to_numpy(), where)
+        return table.select(list(kinds)).cast(pa.schema(list(kinds.items())))
+
+
+def _schema_of(found: Artefact) -> pa.Schema:
+    with found.parquet(0) as file:
+        return file.schema_arrow
+
+
+def _score_columns(score_set: Artefact) -> dict[str, pa.DataType]:
+    """Status and scores; what is stored as a dictionary comes out plain."""
+    return {
+        field.name: field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        for field in _schema_of(score_set)
+        if field.name != "doc_id"
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Files
+
+
+def export_shard(config: ExportConfig, build: Build, shard: int, report: parallel.Report) -> None:
+    """Writes one file."""
+    tables = Exported.open(config).tables(shard)
+    rows = FORMATS[config.format](build, shard, tables)
+    report(1, rows)
+
+
+def _parquet(build: Build, shard: int, tables: Iterator[tuple[pa.Table, int]]) -> int:
+    with build.shard(shard) as writer:
+        for table, tokens in tables:
+            writer.write(table)
+            writer.tokens += tokens
+        return writer.rows
+
+
+def _jsonl_zst(build: Build, shard: int, tables: Iterator[tuple[pa.Table, int]]) -> int:
+    import zstandard
+
+    compressor = zstandard.ZstdCompressor(level=3).compressobj()
+    with build.bytes_shard(shard, "jsonl.zst") as writer:
+        for table, tokens in tables:
+            lines = [json.dumps(_jsonable(row), ensure_ascii=False) for row in table.to_pylist()]
+            writer.write(compressor.compress("".join(f"{line}\n" for line in lines).encode()))
+            writer.rows += table.num_rows
+            writer.tokens += tokens
+        writer.write(compressor.flush())
+        return writer.rows
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+FORMATS: dict[str, Callable[[Build, int, Iterator[tuple[pa.Table, int]]], int]] = {
+    "parquet": _parquet,
+    "jsonl.zst": _jsonl_zst,
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# The card
+
+
+def _card(exported: Exported, rows: int, tokens: int) -> str:
+    """README.md as dataset hubs read it: front matter, then prose and tables."""
+    config = exported.config
+    corpus = exported.corpus.artefact.manifest
+    described = _descriptions(exported)
+    columns = "\n".join(
+        f"| `{field.name}` | {field.type} | {_cell(described.get(field.name, ''))} |"
+        for field in exported.schema
+    )
+    parts = [
+        f"""---
+pretty_name: {json.dumps(config.title)}
+license: {json.dumps(config.licence)}
+tags: [data-pruning, pretraining]
+configs:
+- config_name: default
+  data_files: "data-*.{config.format}"
+---
+
+# {_cell(config.title)}
+
+{rows:,} documents, {tokens:,} tokens, {exported.corpus.num_shards:,} files; from a corpus of
+{corpus.rows:,} documents and {corpus.tokens:,} tokens.
+
+```python
+from datasets import load_dataset
+
+documents = load_dataset(".", split="train")
+```
+
+## Columns
+
+| name | type | meaning |
+|---|---|---|
+{columns}"""
+    ]
+    if exported.selection is not None:
+        found = exported.selection.artefact.manifest
+        parts.append(f"## How the documents were chosen\n\n{_json(found.summary)}")
+    for name, score_set in exported.scores.items():
+        title = f"## Scores {name}".strip()
+        parts.append(f"{title}\n\n{_json(score_set.manifest.summary)}")
+    parts.append(f"## Source\n\n{_json(corpus.summary['source'])}")
+    made = "\n".join(
+        f"| {_cell(name)} | `{found.digest}` |" for name, found in exported.inputs.items()
+    )
+    parts.append(
+        "## Provenance\n\nMade with Winnow from these artefacts. The texts belong to their "
+        "authors, the licence above is the word of whoever exported them.\n\n"
+        f"| input | digest |\n|---|---|\n{made}"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _descriptions(exported: Exported) -> dict[str, str]:
+    described = {
+        "doc_id": "the document in its corpus: shard << 32 | row",
+        "text": "as it came from the source",
+        "tokens": "ids of the corpus's vocabulary, without end-of-sequence",
+        "n_tokens": "how many",
+        "n_bytes": "of the UTF-8 text",
+        "text_hash": "xxh3-64 of the UTF-8 text",
+    }
+    for prefix, score_set in exported.scores.items():
+        front = f"{prefix}_" if prefix else ""
+        described[f"{front}status"] = "ok, or why there is no score"
+        for name, meaning in score_set.manifest.summary.get("columns", {}).items():
+            described[f"{front}{name}"] = str(meaning)
+    return described
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _json(value: Any) -> str:
+    """A block of JSON. No back quote can end it: they are written as escapes."""
+    text = json.dumps(value, indent=1, ensure_ascii=False).replace("`", "\\u0060")
+    return f"```json\n{text}\n```"
