@@ -16,9 +16,9 @@ from etils import epath
 if TYPE_CHECKING:
     import jax
 
-    from models.config import ModelConfig
     from models.model import Model
     from models.partitioning import Rules
+    from models.weights.transfer import Stored
 
 Params = dict[str, Any]
 
@@ -55,38 +55,20 @@ def load(
             names the tensors, or the setting.
         OSError: a hub name that cannot be fetched.
     """
+    from models.weights import transfer, winnow
+
+    where, kind = locate(path)
+    if kind == "run":
+        return winnow.load_run(where, dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers)
+    stored = look(where, kind)
+    return transfer.load(stored, dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers)
+
+
+def look(path: epath.PathLike, kind: str) -> "Stored":
+    """What is there to load, from headers and indexes alone; `kind` as `locate` found it."""
     from models.weights import huggingface, t5x, winnow
 
-    path, kind = locate(path)
-    read = {
-        "huggingface": huggingface.load,
-        "winnow": winnow.load,
-        "run": winnow.load_run,
-        "t5x": t5x.load,
-    }[kind]
-    return read(path, dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers)
-
-
-def read_config(path: epath.PathLike) -> "ModelConfig":
-    """The configuration of a model, without reading its weights.
-
-    Args:
-        path: whatever `load` takes, or the name of a published shape (`models.config.NAMED`).
-
-    Raises:
-        As `load`.
-    """
-    from models import config
-    from models.weights import huggingface, t5x, winnow
-
-    if str(path) in config.NAMED:
-        return config.NAMED[str(path)]
-    directory, kind = locate(path)
-    if kind == "huggingface":
-        return huggingface.read(directory)[0]
-    if kind == "t5x":
-        return t5x.infer_config(t5x.read(directory))
-    return winnow.read_config(directory)
+    return {"huggingface": huggingface.read, "winnow": winnow.read, "t5x": t5x.read}[kind](path)
 
 
 def save(

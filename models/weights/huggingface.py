@@ -23,13 +23,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from models import partitioning
 from models.config import ModelConfig, T5Config
 from models.model import Model
 from models.weights import huggingface_config, huggingface_names, safetensors_file, transfer
 from models.weights.huggingface_names import DENSE
 from models.weights.stored import StoredTensor
-from models.weights.transfer import Params
+from models.weights.transfer import Params, Stored
 
 CONFIG = "config.json"
 _DENSE_DIRECTORY = DENSE.rstrip("/")
@@ -40,6 +39,9 @@ COMPANIONS = (
     "added_tokens.json", "chat_template.jinja", "spiece.model", "sentencepiece.model",
     "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip
+_TOKENIZERS = (
+    "spiece.model", "sentencepiece.model", "tokenizer.model", "tokenizer.json", "vocab.json",
+)  # fmt: skip
 _DOWNLOADED = (
     CONFIG, safetensors_file.SINGLE, safetensors_file.INDEX, "model-*-of-*.safetensors",
     "modules.json", "1_Pooling/config.json", f"{DENSE}*", *COMPANIONS,
@@ -49,36 +51,14 @@ _NOT_SAFE = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "flax_model*.msgpa
 _log = logging.getLogger(__name__)
 
 
-def load(
-    path: epath.PathLike,
-    *,
-    dtype: Any = None,
-    mesh: jax.sharding.Mesh | None = None,
-    rules: partitioning.Rules | None = None,
-    scan_layers: bool = True,
-) -> tuple[Model, Params]:
-    """The model of a Hugging Face directory and its parameters; see `models.weights.load`."""
-    config, tensors = read(epath.Path(path))
-    model = Model(dataclasses.replace(config, scan_layers=scan_layers))
-    params = transfer.load(
-        model,
-        huggingface_names.sources(config),
-        tensors,
-        origin=str(path),
-        dtype=dtype,
-        mesh=mesh,
-        rules=rules,
-    )
-    return model, params
-
-
-def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:
-    """A directory's configuration, and the tensors that its model needs; reads headers only.
+def read(path: epath.PathLike) -> Stored:
+    """Look into a directory: reads its configuration and the headers of its weights.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: an unsupported model, or weights in a format that cannot be read safely.
     """
+    directory = epath.Path(path)
     _require_safetensors(directory)
     try:
         settings = json.loads((directory / CONFIG).read_text())
@@ -92,7 +72,8 @@ def read(directory: epath.Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:
         weight = safetensors_file.read_directory(directory / dense)
         tensors |= {f"{DENSE}{name}": tensor for name, tensor in weight.items()}
         config = dataclasses.replace(config, sentence_head=weight["linear.weight"].shape[0])
-    return config, tensors
+    notes = {"model type": settings["model_type"]}
+    return Stored(config, huggingface_names.sources(config), tensors, str(directory), notes)
 
 
 def save(
@@ -101,12 +82,14 @@ def save(
     params: Params,
     *,
     companions: Mapping[str, epath.Path] | None = None,
+    vocabulary_file: epath.PathLike | None = None,
     max_file_bytes: int = safetensors_file.MAX_FILE_BYTES,
 ) -> None:
     """Write a directory that transformers loads as the same model, in the parameters' dtype.
 
     Args:
-        companions: files to copy along, by the names they get.
+        companions: files to copy along, by the names they get (`companions`).
+        vocabulary_file: a SentencePiece model, for a tokenizer where the companions hold none.
 
     Raises:
         FileExistsError: the directory holds a model already.
@@ -125,6 +108,8 @@ def save(
     if dense:
         _write_sentence_modules(directory, model.config, dense)
     companions = dict(companions or {})
+    if vocabulary_file is not None and not companions.keys() & set(_TOKENIZERS):
+        companions[_TOKENIZERS[0]] = epath.Path(vocabulary_file)
     for name, source in companions.items():
         source.copy(directory / name, overwrite=True)
     if "generation_config.json" not in companions:
@@ -155,8 +140,8 @@ def download(name: str) -> epath.Path:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OSError(
-            f"{name!r} is no directory here, and the Hugging Face hub does not give it: {reason} "
-            "Check the name and the network, or give a directory"
+            f"{name!r} is no directory here, and the Hugging Face hub does not give it ({reason}); "
+            "check the name and the network, or give a directory"
         ) from error
     return epath.Path(found)
 

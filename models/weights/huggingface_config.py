@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from models.config import DecoderConfig, ModelConfig, RopeScaling, T5Config
+from models.config import DecoderConfig, ModelConfig, RopeScaling, RunConfig, T5Config
 
 _ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu", "gelu": "gelu_exact",
                 "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}  # fmt: skip
@@ -338,7 +338,7 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
 
 def _not_in_json(config: ModelConfig) -> dict[str, Any]:
     """What says how to compute or train, or is kept elsewhere."""
-    names = ["dtype", "scan_layers", "remat"]
+    names = [field.name for field in dataclasses.fields(RunConfig)]
     if isinstance(config, T5Config):
         # An untied model's `scale_tied_logits` says nothing.
         names += (

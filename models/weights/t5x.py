@@ -16,46 +16,20 @@
 """
 
 import dataclasses
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
-from models import partitioning
 from models.config import T5Config
 from models.model import Model
 from models.weights import flax_msgpack, transfer
 from models.weights.stored import Index, StoredTensor, ZarrTensor, kvstore
-from models.weights.transfer import Params, Source
+from models.weights.transfer import Source, Stored
 
 INDEX = "checkpoint"
-
-_log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A T5X checkpoint that was looked into, not loaded.
-
-    Attributes:
-        path: its index file, or the whole checkpoint where that is one file.
-        tensors: the model's, by their T5X names less `target/`.
-        slots: names of the optimiser's tensors.
-        step: the training step, where it is stated.
-    """
-
-    path: epath.Path
-    tensors: Mapping[str, StoredTensor]
-    slots: tuple[str, ...]
-    step: int | None
-
-    @property
-    def scanned(self) -> bool:
-        return any(name.startswith("encoder/encoder/") for name in self.tensors)
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
@@ -78,39 +52,8 @@ def find(path: epath.PathLike) -> epath.Path | None:
     return find(steps[max(steps)]) if steps else None
 
 
-def load(
-    path: epath.PathLike,
-    *,
-    dtype: Any = None,
-    mesh: jax.sharding.Mesh | None = None,
-    rules: partitioning.Rules | None = None,
-    scan_layers: bool = True,
-) -> tuple[Model, Params]:
-    """The model of a T5X checkpoint and its parameters; see `models.weights.load`."""
-    checkpoint = read(path)
-    config = dataclasses.replace(infer_config(checkpoint), scan_layers=scan_layers)
-    model = Model(config)
-    if checkpoint.slots:
-        _log.info("%s: %d optimiser slots are not loaded", checkpoint.path, len(checkpoint.slots))
-    # A scanned tensor is read once, as the stack it is, and taken apart on the devices.
-    reader = Model(dataclasses.replace(config, scan_layers=True)) if checkpoint.scanned else model
-    params = transfer.load(
-        reader,
-        sources(config, scanned=checkpoint.scanned),
-        checkpoint.tensors,
-        origin=f"the T5X checkpoint {checkpoint.path}",
-        dtype=dtype,
-        mesh=mesh,
-        rules=rules,
-    )
-    if reader != model:
-        placed = None if mesh is None else transfer.shardings(model, mesh, rules)
-        params = transfer.unstack(params, placed)
-    return model, params
-
-
-def read(path: epath.PathLike) -> Checkpoint:
-    """Look into a checkpoint: reads its index only.
+def read(path: epath.PathLike) -> Stored:
+    """Look into a checkpoint: reads its index only. Optimiser slots are counted in the notes.
 
     Raises:
         FileNotFoundError: there is none at `path`.
@@ -137,22 +80,23 @@ def read(path: epath.PathLike) -> Checkpoint:
     unknown = [name for name in leaves if not name.startswith(("target/", "state/"))]
     if unknown or not leaves:
         raise ValueError(f"{index} is not the index of a T5X checkpoint; it holds {unknown[:8]}")
-    return Checkpoint(
-        path=index,
-        tensors=_named({k[7:]: leaf for k, leaf in leaves.items() if k.startswith("target/")}),
-        slots=tuple(sorted(name for name in leaves if name.startswith("state/"))),
-        step=None if step is None else _scalar(step),
-    )
+    slots = sum(name.startswith("state/") for name in leaves)
+    tensors = _named({k[7:]: leaf for k, leaf in leaves.items() if k.startswith("target/")})
+    scanned = any(name.startswith("encoder/encoder/") for name in tensors)
+    config = infer_config(tensors, str(index))
+    notes = {"step": None if step is None else _scalar(step), "optimiser slots, not loaded": slots}
+    return Stored(config, _sources(config, scanned), tensors, str(index), notes)
 
 
-def infer_config(checkpoint: Checkpoint) -> T5Config:
-    """The configuration that a checkpoint's names and shapes imply.
+def infer_config(tensors: Mapping[str, StoredTensor], origin: str) -> T5Config:
+    """The configuration that the names and shapes of a checkpoint's tensors imply.
 
     Raises:
         ValueError: the names are not those of an encoder-decoder, or of an encoder.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    layer = "encoder/encoder" if checkpoint.scanned else "encoder/layers_0"
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    scanned = "encoder/encoder/mlp/wo/kernel" in shapes
+    layer = "encoder/encoder" if scanned else "encoder/layers_0"
     per_layer = "encoder/relpos_bias/rel_embedding" not in shapes
     bias = f"{layer if per_layer else 'encoder'}/relpos_bias/rel_embedding"
     gated = f"{layer}/mlp/wi_0/kernel" in shapes
@@ -163,7 +107,7 @@ def infer_config(checkpoint: Checkpoint) -> T5Config:
         joined = shapes[f"{layer}/attention/query/kernel"][-1]
     except KeyError as error:
         raise ValueError(
-            f"{checkpoint.path} holds no target/{error.args[0]}: it is not a T5 encoder-decoder, "
+            f"{origin} holds no target/{error.args[0]}: it is not a T5 encoder-decoder, "
             "nor an encoder, as T5X names them"
         ) from error
     head = shapes.get("projection_layer/kernel")
@@ -184,7 +128,7 @@ def infer_config(checkpoint: Checkpoint) -> T5Config:
     )
 
 
-def sources(config: T5Config, *, scanned: bool) -> dict[str, Source]:
+def _sources(config: T5Config, scanned: bool) -> dict[str, Source]:
     """The tensor of each parameter; the parameters' names are T5X's own, but for scanned layers."""
     model = Model(dataclasses.replace(config, scan_layers=scanned))
     return {
@@ -222,11 +166,8 @@ def _zarr(spec: dict[str, Any], index: epath.Path, name: str) -> ZarrTensor:
 
     The spec's own driver and bucket say where the checkpoint was written, not where it is now.
     """
-    if spec["driver"] != "zarr" or "uint16" in (spec.get("dtype"), spec["metadata"].get("dtype")):
-        raise ValueError(
-            f"{index}: {name} is kept as {spec['driver']} of {spec.get('dtype')}; only zarr arrays "
-            "of floating point are read (T5X wrote bfloat16 as uint16 before June 2021)"
-        )
+    if spec["driver"] != "zarr":
+        raise ValueError(f"{index}: {name} is kept as {spec['driver']!r}; only zarr is read")
     where = spec["kvstore"].get("path") or spec["path"]
     return ZarrTensor(tuple(spec["metadata"]["shape"]), kvstore(index.parent / where))
 

@@ -26,6 +26,8 @@ import numpy as np
 from flax import traverse_util
 
 from models import partitioning
+from models.config import ModelConfig
+from models.model import Model
 from models.weights.safetensors_file import Pending
 from models.weights.stored import Index, StoredTensor
 
@@ -59,8 +61,11 @@ class Source:
             shape = (shape[1], shape[0], *shape[2:])
         return (*shape[:-1], shape[-1] * self.part[1]) if shape else shape
 
-    def fill(self, block: np.ndarray, index: Index, tensor: StoredTensor) -> None:
+    def fill(self, block: np.ndarray, index: Index, tensors: Mapping[str, StoredTensor]) -> None:
         """Write `parameter[index]` into `block`."""
+        tensor = tensors[self.tensor]
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise ValueError(f"{self.tensor} holds {tensor.dtype}, which is no floating-point type")
         if self.transposed:
             block, index = block.T, index[::-1]
         if self.scanned:
@@ -73,6 +78,34 @@ class Source:
 
 
 Sources = Mapping[str, Source]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A model on disk that was looked into, not loaded.
+
+    Attributes:
+        config: its configuration, given or inferred.
+        sources: for each parameter its tensor: for each layer's under its unrolled name, or for a
+            whole stack under its own where the tensor is `scanned`.
+        tensors: all that the files hold for the model, less what is known to be redundant.
+        origin: its name, for messages.
+        notes: what else there is to know, to show.
+    """
+
+    config: ModelConfig
+    sources: Sources
+    tensors: Mapping[str, StoredTensor]
+    origin: str
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def scanned(self) -> bool:
+        return any(source.scanned for source in self.sources.values())
+
+    def check(self) -> None:
+        """Raise ValueError unless the tensors are exactly the model's, in name and in shape."""
+        _check(_claims(self, Model(dataclasses.replace(self.config, scan_layers=True))), self)
 
 
 def flatten(tree: Params) -> dict[str, Any]:
@@ -114,49 +147,75 @@ class _Claim(NamedTuple):
     ) -> np.ndarray:
         block = np.empty([s.stop - s.start for s in index], dtype)
         if not self.by_layer:
-            self.sources[0].fill(block, index, tensors[self.sources[0].tensor])
+            self.sources[0].fill(block, index, tensors)
             return block
         for row, source in enumerate(self.sources[index[0]]):
-            source.fill(block[row], index[1:], tensors[source.tensor])
+            source.fill(block[row], index[1:], tensors)
         return block
 
 
 def load(
-    model: Any,
-    sources: Sources,
-    tensors: Mapping[str, StoredTensor],
+    stored: Stored,
     *,
-    origin: str,
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     rules: partitioning.Rules | None = None,
-) -> Params:
-    """The parameters of `model`, read from `tensors` into device arrays.
-
-    Args:
-        sources: for each parameter its tensor: for each layer's under its unrolled name, or for a
-            whole stack under its own where the tensor is `scanned`.
-        tensors: all tensors that the checkpoint holds, less those known to be redundant.
-        origin: the checkpoint's name, for messages.
-        dtype: of the parameters; float32 by default.
-        mesh: spread the parameters over it, by `rules`; without, they lie on the default device.
+    scan_layers: bool = True,
+) -> tuple[Model, Params]:
+    """Read a model's parameters into device arrays; see `models.weights.load`.
 
     Raises:
         ValueError: key sets or shapes that do not match.
     """
     dtype = np.dtype(dtype or jnp.float32)
-    claims = {
-        path: _claim(path, leaf.shape, sources) for path, leaf in flatten(model.shapes()).items()
-    }
-    _check(claims, tensors, origin)
-    placed = {} if mesh is None else flatten(shardings(model, mesh, rules))
-    report = _Progress(origin, sum(math.prod(c.shape) for c in claims.values()) * dtype.itemsize)
-    params = {}
+    model = Model(dataclasses.replace(stored.config, scan_layers=scan_layers))
+    # A scanned tensor is read once, as the stack that it is, and taken apart on the devices.
+    reader = Model(dataclasses.replace(model.config, scan_layers=True)) if stored.scanned else model
+    claims = _claims(stored, reader)
+    _check(claims, stored)
+    placed = {} if mesh is None else flatten(shardings(reader, mesh, rules))
+    for note, value in stored.notes.items():
+        _log.info("%s: %s: %s", stored.origin, note, value)
+    total = sum(math.prod(claim.shape) for claim in claims.values()) * dtype.itemsize
+    report = _Progress(stored.origin, total)
+    flat = {}
     for path, claim in claims.items():
-        read = functools.partial(claim.read, dtype=dtype, tensors=tensors)
-        params[path] = place(claim.shape, placed.get(path), read)
-        report(params[path].nbytes)
-    return unflatten(params)
+        read = functools.partial(claim.read, dtype=dtype, tensors=stored.tensors)
+        flat[path] = place(claim.shape, placed.get(path), read)
+        report(flat[path].nbytes)
+    if reader != model:
+        flat = _unstack(flat, {} if mesh is None else flatten(shardings(model, mesh, rules)))
+    return model, unflatten(flat)
+
+
+def lazily(stored: Stored, dtype: Any) -> Params:
+    """The parameters of the unrolled model, each read when NumPy asks for it and then let go.
+
+    For writing them elsewhere without holding the model.
+
+    Raises:
+        ValueError: key sets or shapes that do not match.
+    """
+    claims = _claims(stored, Model(dataclasses.replace(stored.config, scan_layers=False)))
+    _check(claims, stored)
+    return unflatten(
+        {path: _Lazy(claim, np.dtype(dtype), stored.tensors) for path, claim in claims.items()}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lazy:
+    claim: _Claim
+    dtype: np.dtype
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.claim.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        index = tuple(slice(0, n) for n in self.shape)
+        return self.claim.read(index, np.dtype(dtype or self.dtype), self.tensors)
 
 
 def place(
@@ -182,35 +241,35 @@ def place(
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
-def shardings(model: Any, mesh: jax.sharding.Mesh, rules: partitioning.Rules | None) -> Any:
+def shardings(model: Model, mesh: jax.sharding.Mesh, rules: partitioning.Rules | None) -> Any:
     """Those of the model's parameters, under the house rules unless others are given."""
     return partitioning.param_shardings(model, mesh, partitioning.RULES if rules is None else rules)
 
 
-def unstack(params: Params, placed: Any = None) -> Params:
-    """The parameters of a stacked model as those of an unrolled one, on their devices.
-
-    `placed`: the unrolled model's shardings. One stack at a time is held twice.
-    """
-    flat, unrolled = flatten(params), {}
-    targets = {} if placed is None else flatten(placed)
+def _unstack(flat: dict[str, jax.Array], placed: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Stacks taken apart, on their devices; empties `flat`, so that one stack is held twice."""
+    unrolled = {}
     for path in list(flat):
         leaf = flat.pop(path)
         names = unrolled_paths(path, leaf.shape)
         pieces = [leaf] if names == [path] else [leaf[i] for i in range(len(names))]
         for name, piece in zip(names, pieces, strict=True):
-            unrolled[name] = jax.device_put(piece, targets.get(name))
-    return unflatten(unrolled)
+            unrolled[name] = jax.device_put(piece, placed.get(name))
+        jax.block_until_ready(pieces)
+    return unrolled
 
 
-def _claim(path: str, shape: tuple[int, ...], sources: Sources) -> _Claim:
-    if path in sources:
-        return _Claim(shape, False, [sources[path]])
-    return _Claim(shape, True, [sources[name] for name in unrolled_paths(path, shape)])
+def _claims(stored: Stored, model: Model) -> dict[str, _Claim]:
+    claims = {}
+    for path, leaf in flatten(model.shapes()).items():
+        by_layer = path not in stored.sources
+        names = unrolled_paths(path, leaf.shape) if by_layer else [path]
+        claims[path] = _Claim(leaf.shape, by_layer, [stored.sources[name] for name in names])
+    return claims
 
 
-def _check(claims: Mapping[str, _Claim], tensors: Mapping[str, StoredTensor], origin: str) -> None:
-    """Raise ValueError unless the tensors are exactly those claimed, in name and in shape."""
+def _check(claims: Mapping[str, _Claim], stored: Stored) -> None:
+    tensors = stored.tensors
     expected: dict[str, tuple[int, ...]] = {}
     for claim in claims.values():
         expected |= claim.expected()
@@ -226,7 +285,7 @@ def _check(claims: Mapping[str, _Claim], tensors: Mapping[str, StoredTensor], or
     ][:8]
     if problems:
         raise ValueError(
-            f"{origin} does not fit the model that its configuration describes:\n  "
+            f"{stored.origin} does not fit the model that its configuration describes:\n  "
             + "\n  ".join(problems)
         )
 

@@ -15,36 +15,26 @@ from typing import Any
 import jax
 from etils import epath
 
-from models import checkpoints, config, partitioning
-from models import model as model_lib
-from models.model import Model
+from models import checkpoints, partitioning
+from models.config import ModelConfig, from_dict
+from models.model import Model, stack_layers, unstack_layers
 from models.weights import safetensors_file, transfer
-from models.weights.transfer import Params, Source
+from models.weights.transfer import Params, Source, Stored
 
 VOCABULARY = "vocabulary.model"
 
 
-def load(
-    path: epath.PathLike,
-    *,
-    dtype: Any = None,
-    mesh: jax.sharding.Mesh | None = None,
-    rules: partitioning.Rules | None = None,
-    scan_layers: bool = True,
-) -> tuple[Model, Params]:
-    """The model of a directory written by `save` and its parameters; see `models.weights.load`."""
+def read(path: epath.PathLike) -> Stored:
+    """Look into a directory written by `save`: reads the configuration and headers.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file that cannot be understood.
+    """
     directory = epath.Path(path)
-    model = Model(dataclasses.replace(read_config(directory), scan_layers=scan_layers))
-    params = transfer.load(
-        model,
-        _sources(model),
-        safetensors_file.read_directory(directory),
-        origin=str(path),
-        dtype=dtype,
-        mesh=mesh,
-        rules=rules,
-    )
-    return model, params
+    config = read_config(directory)
+    tensors = safetensors_file.read_directory(directory)
+    return Stored(config, _sources(config), tensors, str(directory))
 
 
 def save(
@@ -64,7 +54,7 @@ def save(
     directory = epath.Path(path)
     if (directory / checkpoints.MODEL_FILE).exists():
         raise FileExistsError(f"{directory} holds a model already; remove it, or choose another")
-    tensors = transfer.pending(params, _sources(model))
+    tensors = transfer.pending(params, _sources(model.config))
     directory.mkdir(parents=True, exist_ok=True)
     safetensors_file.write_directory(directory, tensors, max_file_bytes)
     if vocabulary_file is not None:
@@ -92,8 +82,7 @@ def load_run(
     _, params = checkpoints.restore_params(path, shapes)
     model = Model(dataclasses.replace(trained.config, scan_layers=scan_layers))
     if model != trained:
-        change = model_lib.stack_layers if scan_layers else model_lib.unstack_layers
-        params = change(params)
+        params = stack_layers(params) if scan_layers else unstack_layers(params)
         if mesh is not None:
             params = jax.device_put(params, transfer.shardings(model, mesh, rules))
     if dtype is not None:
@@ -101,18 +90,18 @@ def load_run(
     return model, params
 
 
-def read_config(directory: epath.Path) -> config.ModelConfig:
+def read_config(directory: epath.Path) -> ModelConfig:
     """The configuration in a directory of weights, or of a training run.
 
     Raises:
         ValueError: the file cannot be understood.
     """
     try:
-        return config.from_dict(checkpoints.read_config(directory))
+        return from_dict(checkpoints.read_config(directory))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{directory / checkpoints.MODEL_FILE}: {error}") from error
 
 
-def _sources(model: Model) -> dict[str, Source]:
-    unrolled = Model(dataclasses.replace(model.config, scan_layers=False))
+def _sources(config: ModelConfig) -> dict[str, Source]:
+    unrolled = Model(dataclasses.replace(config, scan_layers=False))
     return {path: Source(path) for path in transfer.flatten(unrolled.shapes())}
