@@ -332,8 +332,8 @@ class _Span:
 
     @property
     def longest(self) -> tuple[int, int]:
-        spans = len(self.sentinels)
-        return self.window + spans + 1, spans * (self.span_length + 1)
+        # A sentinel takes the place of at least one token; EOS comes on top.
+        return self.window + 1, len(self.sentinels) * (self.span_length + 1)
 
     def windows(self, documents: Documents) -> Windows:
         before = self.overlap // 2
@@ -342,15 +342,15 @@ class _Span:
         masks = np.minimum(spans, self.masks)
         piece = np.repeat(np.arange(len(spans)), masks)
         mask = within(masks)
-        sizes = np.cumsum((pieces.stop - pieces.start)[piece])
-        cuts = np.searchsorted(sizes, np.arange(0, sizes[-1] if len(sizes) else 0, _BLOCK))
+        ends = np.cumsum((pieces.stop - pieces.start)[piece])
+        cuts = np.searchsorted(ends, np.arange(_BLOCK, ends[-1:].sum(), _BLOCK))
         blocks = [
-            self._lay_out(documents, pieces, piece[a:b], mask[a:b])
-            for a, b in zip(cuts, [*cuts[1:], len(piece)], strict=True)
+            self._lay_out(documents, pieces, some, its_mask)
+            for some, its_mask in zip(np.split(piece, cuts), np.split(mask, cuts), strict=True)
         ]
         encoder, encoder_lengths, targets, target_lengths, source = (
             np.concatenate(parts) for parts in zip(*blocks, strict=True)
-        ) if blocks else (np.zeros(0, np.int64),) * 5  # fmt: skip
+        )
         return Windows(
             pieces.document[piece],
             (

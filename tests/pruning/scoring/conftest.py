@@ -1,0 +1,141 @@
+"""A plain T5 in NumPy, to compare scores with: one document, no packing, no padding, float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from models.config import T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainT5:
+    """T5 v1.1 (gated GELU, untied logits), written down once more and as plainly as possible."""
+
+    config: T5Config
+    params: Any
+
+    def encode(self, tokens) -> np.ndarray:
+        """ids [n] -> [n, d_model]."""
+        encoder = self.params["encoder"]
+        x = _float64(self.params["token_embedder"]["embedding"])[np.asarray(tokens)]
+        bias = self._bias(encoder, len(tokens), bidirectional=True)
+        for layer in self._layers(encoder):
+            y = _norm(x, layer["pre_attention_layer_norm"])
+            x = x + self._attention(layer["attention"], y, y, bias)
+            x = x + _mlp(_norm(x, layer["pre_mlp_layer_norm"]), layer["mlp"])
+        return _norm(x, encoder["encoder_norm"])
+
+    def decode(self, encoded: np.ndarray, inputs) -> np.ndarray:
+        """Decoder input ids [m] -> log-probabilities [m, vocab]."""
+        decoder = self.params["decoder"]
+        x = _float64(self.params["token_embedder"]["embedding"])[np.asarray(inputs)]
+        bias = self._bias(decoder, len(inputs), bidirectional=False)
+        bias = np.where(np.tri(len(inputs), dtype=bool), bias, -np.inf)
+        for layer in self._layers(decoder):
+            y = _norm(x, layer["pre_self_attention_layer_norm"])
+            x = x + self._attention(layer["self_attention"], y, y, bias)
+            y = _norm(x, layer["pre_cross_attention_layer_norm"])
+            x = x + self._attention(layer["encoder_decoder_attention"], y, encoded, 0.0)
+            x = x + _mlp(_norm(x, layer["pre_mlp_layer_norm"]), layer["mlp"])
+        logits = _norm(x, decoder["decoder_norm"]) @ _float64(decoder["logits_dense"]["kernel"])
+        top = logits.max(axis=-1, keepdims=True)
+        return logits - top - np.log(np.exp(logits - top).sum(axis=-1, keepdims=True))
+
+    def _layers(self, stack):
+        import jax
+
+        count = len(jax.tree.leaves(stack["layers"])[0])
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"]) for i in range(count)]
+
+    def _attention(self, params, x, source, bias) -> np.ndarray:
+        heads = self.config.num_heads
+
+        def split(y):
+            return y.reshape(len(y), heads, -1).swapaxes(0, 1)  # [heads, length, d_kv]
+
+        query, key, value = (
+            split(given @ _float64(params[name]["kernel"]))
+            for name, given in (("query", x), ("key", source), ("value", source))
+        )
+        scores = query @ key.swapaxes(1, 2) + bias
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        joined = (weights @ value).swapaxes(0, 1).reshape(len(x), -1)
+        return joined @ _float64(params["out"]["kernel"])
+
+    def _bias(self, stack, length: int, bidirectional: bool) -> np.ndarray:
+        """[heads, length, length]."""
+        table = _float64(stack["relpos_bias"]["rel_embedding"])
+        distances = range(-length + 1, length)
+        buckets = np.array([_bucket(d, bidirectional, self.config) for d in distances])
+        key_minus_query = np.arange(length)[None] - np.arange(length)[:, None]
+        return table[:, buckets[key_minus_query + length - 1]]
+
+
+def _bucket(relative: int, bidirectional: bool, config: T5Config) -> int:
+    buckets, first = config.relpos_buckets, 0
+    if bidirectional:
+        buckets //= 2
+        first = buckets if relative > 0 else 0
+        distance = abs(relative)
+    else:
+        distance = max(-relative, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    share = np.log(distance / exact) / np.log(config.relpos_max_distance / exact)
+    return first + min(exact + int(share * (buckets - exact) + 1e-6), buckets - 1)
+
+
+def _float64(x) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def _norm(x, params) -> np.ndarray:
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * _float64(params["scale"])
+
+
+def _mlp(x, params) -> np.ndarray:
+    gate = x @ _float64(params["wi_0"]["kernel"])
+    gate = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    return (gate * (x @ _float64(params["wi_1"]["kernel"]))) @ _float64(params["wo"]["kernel"])
+
+
+TINY = T5Config(
+    vocab_size=160,
+    d_model=32,
+    d_kv=16,
+    d_ff=48,
+    num_heads=2,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+)
+
+
+class Tiny(NamedTuple):
+    """A model, its parameters, and the same as a PlainT5."""
+
+    model: Any
+    params: Any
+    plain: PlainT5
+
+    def __repr__(self) -> str:  # hypothesis prints arguments
+        return "Tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_t5() -> Tiny:
+    """160 ids, of which the last 30 are sentinels."""
+    import jax
+
+    from models.model import Model
+
+    model = Model(TINY)
+    params = jax.jit(model.init)(jax.random.key(7))
+    # Larger kernels than at the start of training, so that every score depends on every token.
+    params = jax.tree.map(lambda leaf: leaf * 1.5, params)
+    return Tiny(model, params, PlainT5(TINY, params))
