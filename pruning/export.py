@@ -257,9 +257,9 @@ def _card(exported: Exported, rows: int, tokens: int) -> str:
     """README.md as dataset hubs read it: front matter, then prose and tables."""
     config = exported.config
     corpus = exported.corpus.artefact.manifest
-    described = _descriptions(exported)
+    meanings = _descriptions(exported)
     columns = "\n".join(
-        f"| `{field.name}` | {field.type} | {_cell(described.get(field.name, ''))} |"
+        f"| `{field.name}` | {field.type} | {_cell(meanings.get(field.name, ''))} |"
         for field in exported.schema
     )
     parts = [
@@ -295,7 +295,9 @@ documents = load_dataset(".", split="train")
     for name, score_set in exported.scores.items():
         title = f"## Scores {name}".strip()
         parts.append(f"{title}\n\n{_json(score_set.manifest.summary)}")
-    parts.append(f"## Source\n\n{_json(corpus.summary['source'])}")
+    # Without the paths of the machine that it was made on.
+    described = {key: corpus.config[key] for key in ("source", "files") if key in corpus.config}
+    parts.append(f"## Source of the corpus\n\n{_json(described)}")
     made = "\n".join(
         f"| {_cell(name)} | `{found.digest}` |" for name, found in exported.inputs.items()
     )

@@ -47,13 +47,7 @@ def expand(paths: Sequence[str], suffixes: Sequence[str]) -> list[str]:
         if any(character in os.fspath(path) for character in "*?["):
             matches = [file for file in _glob(path) if file.is_file()]
         elif path.is_dir():
-            matches = [
-                file
-                for file in path.rglob("*")
-                if file.name.endswith(tuple(suffixes))
-                and not any(part[0] in "._" for part in file.relative_to(path).parts)
-                and file.is_file()
-            ]
+            matches = [file for file in _below(path) if file.name.endswith(tuple(suffixes))]
         else:
             matches = [path] if path.exists() else []
         if not matches:
@@ -65,9 +59,22 @@ def expand(paths: Sequence[str], suffixes: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def _below(directory: epath.Path) -> Iterator[epath.Path]:
+    """All files in a directory and the directories in it, but for hidden and private ones."""
+    for child in directory.iterdir():
+        if child.name[0] in "._":
+            continue
+        if child.is_dir():
+            yield from _below(child)
+        else:
+            yield child
+
+
 def _glob(pattern: epath.Path) -> Iterator[epath.Path]:
     """Matches of a pattern: from the last directory that has no wildcard in its name on."""
     parts = pattern.parts
+    if "**" in parts:
+        raise SourceError(f"{pattern}: ** is not known here; a directory stands for all below it.")
     first = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
     root = epath.Path(*parts[:first]) if first else epath.Path(".")
     return root.glob("/".join(parts[first:]))
