@@ -39,6 +39,7 @@ if __name__ == "__main__":
     ARGUMENTS, UNKNOWN = parser.parse_known_args()
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -55,7 +56,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from models import losses, partitioning
+from models import losses, partitioning, weights
 from models.checkpoints import MODEL_FILE, Checkpoints, Retention, read_config, write_config
 from models.config import NAMED, DecoderConfig, T5Config, from_dict
 from models.flops import peak_flops, training_flops
@@ -72,6 +73,8 @@ from models.optimizers import (
 from pruning import progress
 from pruning.artefact import config_of, differences, digest_of, write_text
 from pruning.examples import ExamplesConfig
+from pruning.seqio_data import SeqioConfig
+from pruning.stream import stream
 
 # --------------------------------------------------------------------------------------------------
 # Configuration
@@ -172,7 +175,9 @@ CONFIGURABLES = {
     "Constant": Constant,
     "WarmupLinear": WarmupLinear,
     "WarmupCosine": WarmupCosine,
+    **stream.CONFIGURABLES,
     "Examples": ExamplesConfig,
+    "Seqio": SeqioConfig,
 }
 
 
@@ -428,11 +433,79 @@ def prefetch(
             yield ready, batch.result()
 
 
-def is_spike(loss: float, recent: collections.deque) -> bool:
-    """Whether a loss stands six standard deviations above the `recent` ones, once there are 32."""
-    if len(recent) < 32:
-        return False
-    return loss > statistics.fmean(recent) + 6 * statistics.pstdev(recent)
+class Meter:
+    """Reads the metrics of steps: checks them, adds them up, shows them, and has them written."""
+
+    def __init__(self, metrics: Metrics, task: progress.Task | None, started: float):
+        self._metrics, self._task = metrics, task
+        before = metrics.last("train")  # of earlier starts of this run
+        self._totals = {name: before.get(name, 0) for name in ("tokens", "target_tokens", "flops")}
+        self._clock = started - before.get("seconds", 0.0)  # reads as seconds spent on the run
+        self._peak = peak_flops(jax.devices()[0])
+        self._unread: collections.deque = collections.deque()
+        self._recent: collections.deque = collections.deque(maxlen=128)  # losses
+        self._since: float | None = None  # when the first step ended: its time is compilation
+        self._tokens_since = 0
+
+    def add(self, step: int, values: dict[str, jax.Array], flops: float, logged: bool) -> None:
+        self._unread.append((step, values, flops, logged))
+
+    def read(self, all_but: int = 0) -> None:
+        """Raises RunError, naming the step, when a loss or a gradient is not finite."""
+        while len(self._unread) > all_but:
+            self._read(*self._unread.popleft())
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done in this block does not count against the rates."""
+        began = time.monotonic()
+        yield
+        if self._since is not None:
+            self._since += time.monotonic() - began
+
+    def _read(self, step: int, values: dict, flops: float, logged: bool) -> None:
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        loss = values["loss"]
+        if not (math.isfinite(loss) and math.isfinite(values["gradient_norm"])):
+            raise RunError(
+                f"step {step}: loss {loss}, gradient norm {values['gradient_norm']}. Lower the "
+                "learning rate or clip the gradients; the checkpoints are from before it."
+            )
+        if len(self._recent) >= 32:
+            mean, deviation = statistics.fmean(self._recent), statistics.pstdev(self._recent)
+            if loss > mean + 6 * deviation:
+                _say(f"step {step}: loss {loss:.4g}, a spike above {mean:.4g} +- {deviation:.2g}")
+                self._metrics.write(step, "event", event="loss spike", loss=loss)
+        self._recent.append(loss)
+
+        tokens, target_tokens = int(values.pop("tokens")), int(values.pop("target_tokens"))
+        for name, amount in (
+            ("tokens", tokens),
+            ("target_tokens", target_tokens),
+            ("flops", flops),
+        ):
+            self._totals[name] += amount
+        shown: dict[str, Any] = {"loss": loss}
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        else:
+            self._tokens_since += tokens
+            rate = self._tokens_since / (now - self._since)
+            shown["tokens_per_second"] = rate
+            if self._peak is not None:
+                share = rate / tokens * flops / jax.device_count() / self._peak
+                shown["share_of_peak"] = f"{share:.0%}"
+        if self._task is not None:
+            self._task.advance(1, **shown)
+        if logged:
+            seconds = round(now - self._clock, 3)
+            self._metrics.write(step, "train", **values, **self._totals, seconds=seconds)
+
+
+def _say(message: str) -> None:
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -446,10 +519,6 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     run = epath.Path(config.output)
     chief = jax.process_index() == 0
 
-    def say(message: str) -> None:
-        if chief:
-            print(message, file=sys.stderr, flush=True)
-
     # ---- mesh ------------------------------------------------------------------------------------
     mesh = partitioning.make_mesh(config.mesh)
     reader = partitioning.batch_reader(mesh)
@@ -459,7 +528,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     eval_data = {name: value.open(*reader) for name, value in config.eval_data.items()}
     config_digest, finished = claim(config, {"train": data, **eval_data})
     if finished is not None:
-        say(f"{run} is finished: nothing to do")
+        _say(f"{run} is finished: nothing to do")
         return finished
 
     def from_(opened: Any) -> Callable[[int], dict[str, jax.Array]]:
@@ -468,15 +537,12 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     checkpoints = Checkpoints(run, config.keep)
     with checkpoints, partitioning.use(mesh), runtime.StopSignal() as stop:
         # ---- model -------------------------------------------------------------------------------
-        params = None
         if checkpoints.steps() and (run / MODEL_FILE).exists():
-            model = Model(from_dict(read_config(run)))
+            shape = from_dict(read_config(run))
         elif config.initial_weights is not None:
-            from models import weights
-
-            model, params = weights.load(config.initial_weights, mesh=mesh)
+            shape = weights.read_config(config.initial_weights)
         else:
-            model = Model(NAMED[config.model] if isinstance(config.model, str) else config.model)
+            shape = NAMED[config.model] if isinstance(config.model, str) else config.model
         overrides = {
             "dropout_rate": config.dropout,
             "dtype": config.dtype,
@@ -484,7 +550,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             "scan_layers": config.scan_layers,
         }
         given = {name: value for name, value in overrides.items() if value is not None}
-        model = Model(dataclasses.replace(model.config, **given))
+        model = Model(dataclasses.replace(shape, **given))
 
         # ---- state -------------------------------------------------------------------------------
         optimizer = make_optimizer(config, model)
@@ -502,13 +568,18 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             first, params, opt_state = restored
             step = jax.device_put(np.int32(first), shardings.step)
             state = State(step, params, opt_state)
-            say(f"{run}: continuing from step {first}")
+            _say(f"{run}: continuing from step {first}")
         else:
-            first = 0
+            first, params = 0, None
+            if config.initial_weights is not None:
+                _, params = weights.load(
+                    config.initial_weights, mesh=mesh, scan_layers=model.config.scan_layers
+                )
             state = jax.jit(initial_state, out_shardings=shardings, donate_argnums=0)(params)
             if chief:
                 write_config(run, model.config.to_dict())
-        del params, restored
+            del params
+        del restored
         metrics = Metrics(config, first)
 
         # ---- step --------------------------------------------------------------------------------
@@ -541,62 +612,16 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             return {f"{name}/loss": loss for name, loss in found.items()}
 
         # ---- loop --------------------------------------------------------------------------------
-        before = metrics.last("train")  # of this run's earlier starts
-        totals = {name: before.get(name, 0) for name in ("tokens", "target_tokens", "flops")}
-        pending: collections.deque = collections.deque()
-        recent: collections.deque = collections.deque(maxlen=128)
-        peak = peak_flops(jax.devices()[0])
-        flops_per_step = 0.0
-        clock = started - before.get("seconds", 0.0)  # reads as seconds spent on the run
-        paused = rated_from = 0.0
-        rated_tokens = 0
-
-        def drain(keep: int, task: progress.Task) -> None:
-            """Look at the metrics of all but the latest `keep` steps."""
-            nonlocal rated_from, rated_tokens
-            while len(pending) > keep:
-                step, logged, values = pending.popleft()
-                values = {name: float(value) for name, value in jax.device_get(values).items()}
-                if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
-                    raise RunError(
-                        f"step {step}: loss {values['loss']}, gradient norm "
-                        f"{values['gradient_norm']}. The newest checkpoint is of step "
-                        f"{max(checkpoints.steps(), default=0)}; lower the learning rate, clip the "
-                        "gradients, or skip the batch."
-                    )
-                now = time.monotonic() - paused
-                if not rated_from:  # the first step's time is mostly compilation
-                    rated_from, rated_tokens = now, -int(values["tokens"])
-                rated_tokens += int(values["tokens"])
-                for name in ("tokens", "target_tokens"):
-                    totals[name] += int(values.pop(name))
-                totals["flops"] += flops_per_step
-                shown: dict[str, Any] = {"loss": values["loss"]}
-                if now > rated_from:
-                    shown["tokens_per_second"] = rated_tokens / (now - rated_from)
-                if peak and task.rate:
-                    done = flops_per_step * task.rate / jax.device_count()
-                    shown["share_of_peak"] = f"{done / peak:.0%}"
-                task.advance(1, **shown)
-                if is_spike(values["loss"], recent):
-                    mean = statistics.fmean(recent)
-                    say(f"step {step}: loss {values['loss']:.4g} spikes above {mean:.4g}")
-                    metrics.write(step, "event", event="loss spike", loss=values["loss"])
-                recent.append(values["loss"])
-                if logged:
-                    seconds = round(time.monotonic() - clock, 3)
-                    metrics.write(step, "train", **values, **totals, seconds=seconds)
-
         stopped = False
-        with progress.track("train", config.steps, "steps", initial=first) as task:
-            for index, batch in prefetch(from_(data), range(first, config.steps)):
-                if config.profile and index == config.profile[0]:
+        shown = progress.track("train", config.steps, "steps", initial=first)
+        with shown if chief else contextlib.nullcontext() as task:
+            meter = Meter(metrics, task, started)
+            for step, batch in prefetch(from_(data), range(first, config.steps)):
+                if config.profile and step == config.profile[0]:
                     jax.profiler.start_trace(os.fspath(run / "profile"))
                 state, values = train_step(state, batch)
-                step = index + 1
-                if not flops_per_step:
-                    shapes = {name: array.shape for name, array in batch.items()}
-                    flops_per_step = training_flops(model.config, shapes)
+                flops = training_flops(model.config, jax.tree.map(jnp.shape, batch))
+                step += 1  # from here on: the number of updates done
                 if config.profile and step == config.profile[1]:
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
@@ -606,19 +631,18 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                 evaluates = last or step % config.eval_every == 0
                 saves = last or stopped or step % config.checkpoint_every == 0
                 logs = evaluates or saves or step % config.log_every == 0
-                pending.append((step, logs, values))
-                drain(0 if evaluates or saves else 2, task)
-                began = time.monotonic()
-                found = evaluate(state.params, step) if evaluates else None
-                if saves:
-                    checkpoints.save(step, state.params, state.opt_state, found)
-                    metrics.checkpointed()
-                paused += time.monotonic() - began
+                meter.add(step, values, flops, logs)
+                meter.read(all_but=0 if evaluates or saves else 2)
+                with meter.pause():
+                    found = evaluate(state.params, step) if evaluates else None
+                    if saves:
+                        checkpoints.save(step, state.params, state.opt_state, found)
+                        metrics.checkpointed()
                 if stopped:
                     break
         checkpoints.wait()
         if stopped:
-            say(f"{run}: stopped at step {step} as told; the same command goes on from there")
+            _say(f"{run}: stopped at step {step} as told; the same command goes on from there")
             return None
 
         # ---- result ------------------------------------------------------------------------------

@@ -96,10 +96,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        facts = {
-            "step": step,
-            "fingerprint": {"params": fingerprint(params), "opt_state": fingerprint(opt_state)},
-        }
+        prints = fingerprints({"params": params, "opt_state": opt_state})
         if step in self._manager.all_steps():
             self._manager.delete(step)  # only a damaged one, passed over by restore, can be there
         self._manager.save(
@@ -107,7 +104,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 opt_state=ocp.args.StandardSave(opt_state),
-                facts=ocp.args.JsonSave(facts),
+                facts=ocp.args.JsonSave({"step": step, "fingerprint": prints}),
             ),
             metrics=dict(metrics) if metrics else None,
             force=True,
@@ -176,12 +173,19 @@ def read_config(directory: epath.PathLike) -> dict[str, Any]:
     return json.loads((epath.Path(directory) / MODEL_FILE).read_text())
 
 
-def fingerprint(tree: Any) -> int:
-    """A number that changes when any bit of any array changes or moves. The same on every mesh."""
-    return int(_fingerprint(jax.tree.leaves(tree)))
+def fingerprints(trees: Mapping[str, Any]) -> dict[str, int]:
+    """For each tree a number that changes when any bit of any of its arrays changes or moves.
+
+    The same on every mesh.
+    """
+    return {name: int(value) for name, value in _fingerprints(dict(trees)).items()}
 
 
 @jax.jit
+def _fingerprints(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: _fingerprint(jax.tree.leaves(tree)) for name, tree in trees.items()}
+
+
 def _fingerprint(leaves: list[jax.Array]) -> jax.Array:
     # Integer sums wrap and commute, so neither the sharding nor the order of summation shows.
     total = jnp.uint32(0)
@@ -259,9 +263,9 @@ def _read(manager: Any, step: int, wanted: Mapping[str, Any]) -> tuple[dict[str,
             step, args=ocp.args.Composite(facts=ocp.args.JsonRestore(), **arguments)
         )
         items = {name: found[name] for name in wanted}
-        expected = found["facts"]["fingerprint"]
-        for name, tree in items.items():
-            if fingerprint(tree) != expected[name]:
+        saved = found["facts"]["fingerprint"]
+        for name, value in fingerprints(items).items():
+            if value != saved[name]:
                 return {}, f"the fingerprint of {name} differs from the one it was saved with"
     # A damaged file surfaces as almost any exception of Orbax, TensorStore or json.
     except Exception as error:

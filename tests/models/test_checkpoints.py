@@ -169,21 +169,17 @@ def test_restores_onto_another_mesh(tmp_path, eight_devices, axes):
     assert restored["layer"]["w"].sharding == shardings["layer"]["w"]
 
 
-def test_fingerprint_sees_every_bit_and_no_mesh(eight_devices):
+def test_fingerprints_see_every_bit_and_no_mesh(eight_devices):
     params, _ = make_state()
-    expected = ckpt.fingerprint(params)
+    expected = ckpt.fingerprints({"params": params})
     mesh = partitioning.make_mesh({"fsdp": 4, "tensor": 2})
     placed = jax.device_put(params, partitioning.shardings(params, AXES, mesh))
-    assert ckpt.fingerprint(placed) == expected
+    assert ckpt.fingerprints({"params": placed}) == expected
     w = params["layer"]["w"]
-    for changed in (
-        w.at[1, 3, 5].multiply(-1),
-        w[::-1],
-        w[:, ::-1],
-        w[:, :, ::-1],
-        jnp.nextafter(w, 9.0),
-    ):
-        assert ckpt.fingerprint({**params, "layer": {**params["layer"], "w": changed}}) != expected
+    one_bit = jnp.nextafter(w[1, 3, 5], jnp.float32(9.0))
+    for changed in (w.at[1, 3, 5].set(one_bit), w[::-1], w[:, ::-1], w[:, :, ::-1]):
+        other = {**params, "layer": {**params["layer"], "w": changed}}
+        assert ckpt.fingerprints({"params": other}) != expected
 
 
 def test_config_file_round_trip(tmp_path):

@@ -1,0 +1,100 @@
+"""Training data from any registered seqio task or mixture, for train.py.
+
+    Train.data = @Seqio()
+    Seqio.mixture_or_task = 'glue_v002_proportional'
+    Seqio.modules = ('my_tasks',)
+    Seqio.lengths = {'inputs': 512, 'targets': 114}
+
+Choices
+- seqio, and TensorFlow with it, are imported when the data are opened, and TensorFlow is kept off
+  the accelerators.
+- seqio is an iterator, not an index: resuming at step n reads and drops n batches. It is
+  deterministic for a given seed, but the order depends on the number of processes, each of which
+  reads a shard of its own. The native stream (pruning/stream) has neither limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class SeqioConfig:
+    """A seqio task or mixture.
+
+    Attributes:
+      mixture_or_task: its registered name.
+      modules: imported first, so that they register it.
+      lengths: tokens of each feature of the task, end-of-sequence included.
+      batch_size: rows of a global batch.
+      converter: "encoder_decoder", or "language_model" for tasks that have targets only.
+      pack: put several examples into a row, told apart by segment ids.
+    """
+
+    mixture_or_task: str
+    lengths: Mapping[str, int]
+    batch_size: int
+    modules: tuple[str, ...] = ()
+    split: str = "train"
+    converter: Literal["encoder_decoder", "language_model"] = "encoder_decoder"
+    pack: bool = False
+    shuffle: bool = True
+    seed: int = 0
+
+    def open(self, process_index: int = 0, process_count: int = 1) -> SeqioBatches:
+        """Finds the task or mixture; raises ValueError when nothing registered that name."""
+        if self.batch_size % process_count:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide over {process_count} processes"
+            )
+        return SeqioBatches(self, process_index, process_count)
+
+
+class SeqioBatches:
+    """An open task or mixture; it repeats for ever."""
+
+    def __init__(self, config: SeqioConfig, process_index: int, process_count: int):
+        import seqio
+        import tensorflow as tf
+
+        for kind in ("GPU", "TPU"):
+            tf.config.set_visible_devices([], kind)
+        for module in config.modules:
+            importlib.import_module(module)
+        known = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
+        if config.mixture_or_task not in known:
+            raise ValueError(
+                f"no seqio task or mixture {config.mixture_or_task!r} is registered: name the "
+                f"module that registers it in Seqio.modules (now {list(config.modules)})"
+            )
+        converters = {
+            "encoder_decoder": seqio.EncDecFeatureConverter,
+            "language_model": seqio.LMFeatureConverter,
+        }
+        dataset = seqio.get_dataset(
+            config.mixture_or_task,
+            dict(config.lengths),
+            config.split,
+            shuffle=config.shuffle,
+            num_epochs=None,
+            feature_converter=converters[config.converter](pack=config.pack),
+            shard_info=seqio.ShardInfo(process_index, process_count),
+            seed=config.seed,
+        )
+        self._dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
+        self._iterator: Iterator[dict[str, Any]] = iter(())
+        self._next_step = -1
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of global batch `step`; the next step is cheap, any other a seek."""
+        if step != self._next_step:
+            self._iterator = self._dataset.skip(step).prefetch(2).as_numpy_iterator()
+        self._next_step = step + 1
+        batch = dict(next(self._iterator))
+        batch["decoder_loss_weights"] = batch["decoder_loss_weights"].astype(np.float32)
+        return batch
