@@ -165,9 +165,9 @@ def _radix_select(
         through = cost[:, None] + np.cumsum(falling, axis=1)  # of this digit and all above it
         if shift == 64 - bits:
             fits = through[:, -1] <= targets
-        # A group that fits goes to the highest digit every time, where nothing more is found.
+            cost = through[:, -1]
         digit = np.argmax(through > targets[:, None], axis=1)
         each = np.arange(count)
-        cost = np.where(fits, through[:, -1], through[each, digit] - falling[each, digit])
+        cost = np.where(fits, cost, through[each, digit] - falling[each, digit])
         value = (value << np.uint64(bits)) | (falling.shape[1] - 1 - digit).astype(np.uint64)
     return value, cost, fits

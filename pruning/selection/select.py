@@ -117,7 +117,7 @@ def _find_cuts(pool: Pool, ranked: Ranked) -> _Cuts:
     if start_cut and config.strategy.takes_budget:
         stop = start_cut.cost + budget  # a late start must not lengthen the stretch
     cuts = _Cuts(start_cut, find(stop), budget)
-    if not (cuts.cost.any() or ranked.tally.included):
+    if not (cuts.cost.any() or ranked.tally.included["documents"]):
         pool_size = ranked.tally.pool
         raise SelectError(
             f"nothing is kept of {pool_size['documents']:,} documents with "

@@ -114,7 +114,8 @@ class SpanCorruption(Objective):
         length = max(length, 2)
         tokens = int(np.rint(np.float32(length) * np.float32(self.noise_density)))
         tokens = min(max(tokens, 1), length - 1)
-        return tokens, max(int(np.rint(np.float32(tokens) / np.float32(self.mean_span))), 1)
+        spans = max(int(np.rint(np.float32(tokens) / np.float32(self.mean_span))), 1)
+        return tokens, min(spans, length - tokens)  # T5 fails where text is scarcer than spans
 
     def chunk_length(self, input_length: int, target_length: int, vocabulary: Vocabulary) -> int:
         def lengths(chunk: int) -> tuple[int, int]:

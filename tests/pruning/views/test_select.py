@@ -1,0 +1,463 @@
+"""Selections: budgets, ties, missing scores, shards, quotas, set algebra, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pruning.artefact import ArtefactError, ConfigurationChanged
+from pruning.selection import load_selection, select, strategies
+from pruning.selection.config import Quotas, SelectConfig, SelectError
+from pruning.selection.scores import ScoreError, Term
+from pruning.selection.strategies import (
+    All,
+    Bottom,
+    Difference,
+    Intersection,
+    InverseFrequency,
+    Middle,
+    Percentiles,
+    Random,
+    Softmax,
+    Split,
+    Top,
+    Union,
+)
+from pruning.stream import blocks
+
+COUNTS = (300, 0, 500, 7)
+
+
+@dataclasses.dataclass
+class House:
+    """A corpus with scores, and the same facts as flat arrays."""
+
+    path: Path
+    doc_ids: np.ndarray
+    n_tokens: np.ndarray
+    nll: np.ndarray
+    domain: np.ndarray
+
+    def config(self, output: str, strategy, **settings) -> SelectConfig:
+        base = {"corpus": self.at("corpus"), "output": self.at(output), "strategy": strategy}
+        if isinstance(strategy, strategies.Ranking) and strategy.needs_score:
+            base |= {"scores": self.at("scores"), "score": "nll_total"}
+        return SelectConfig(**(base | settings))
+
+    def select(self, output: str, strategy, **settings):
+        return select.run(self.config(output, strategy, **settings))
+
+    def at(self, name: str) -> str:
+        return str(self.path / name)
+
+
+@pytest.fixture
+def house(tmp_path, artefacts) -> House:
+    rng = np.random.default_rng(1)
+    documents = artefacts.documents(COUNTS)
+    domains = [rng.choice(["a", "b", "c"], count, p=[0.6, 0.3, 0.1]) for count in COUNTS]
+    nll = [np.round(rng.normal(size=count), 1) for count in COUNTS]  # many ties
+    corpus = artefacts.corpus(
+        tmp_path / "corpus", documents, domains=[list(map(str, part)) for part in domains]
+    )
+    ones = [np.full(count, 2, np.int32) for count in COUNTS]
+    artefacts.scores(tmp_path / "scores", corpus, {"nll": nll, "n_scored_tokens": ones})
+    return House(
+        tmp_path,
+        np.concatenate([(np.int64(k) << 32) + np.arange(n) for k, n in enumerate(COUNTS)]),
+        np.concatenate([[len(tokens) for tokens in part] for part in documents]).astype(np.int64),
+        np.concatenate(nll),
+        np.concatenate(domains),
+    )
+
+
+def kept(selection) -> np.ndarray:
+    opened = load_selection(selection.path)
+    return np.concatenate([opened.doc_ids(k) for k in range(opened.num_shards)])
+
+
+# --------------------------------------------------------------------------------------------------
+# Budgets
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.999, 1.0])
+def test_top_keeps_the_highest_and_stays_below_the_budget(house, share):
+    selection = house.select("top", Top(), keep_tokens=share)
+    taken = np.isin(house.doc_ids, kept(selection))
+    assert house.nll[taken].min() >= house.nll[~taken].max(initial=-np.inf)
+    budget = round(share * house.n_tokens.sum())
+    tokens = house.n_tokens[taken].sum()
+    assert tokens <= budget
+    if share < 1:
+        first_out = house.nll[~taken].max()
+        assert budget - tokens < house.n_tokens[~taken & (house.nll == first_out)].max()
+    summary = selection.manifest.summary
+    assert summary["kept"] == {"documents": taken.sum(), "tokens": tokens}
+    assert summary["budget"] == {"unit": "tokens", "wanted": budget, "kept": tokens}
+    assert selection.manifest.tokens == tokens
+
+
+def test_a_budget_of_documents_is_met_exactly(house):
+    assert len(kept(house.select("share", Bottom(), keep_documents=0.25))) == round(0.25 * 807)
+    assert len(kept(house.select("count", Softmax(0.5), keep_documents=123))) == 123
+
+
+def test_an_absolute_budget_of_tokens(house):
+    summary = house.select("top", Top(), keep_tokens=5000).manifest.summary
+    assert 5000 - 60 < summary["kept"]["tokens"] <= 5000
+
+
+def test_middle_is_what_low_and_high_leave(house):
+    taken = np.isin(house.doc_ids, kept(house.select("middle", Middle(), keep_tokens=0.4)))
+    below = house.n_tokens[~taken & (house.nll <= house.nll[taken].min())].sum()
+    above = house.n_tokens[~taken & (house.nll >= house.nll[taken].max())].sum()
+    total = house.n_tokens.sum()
+    assert below + above + house.n_tokens[taken].sum() >= total
+    assert below == pytest.approx(0.3 * total, abs=0.06 * total)  # a tied score may lie on a cut
+    assert house.n_tokens[taken].sum() <= 0.4 * total
+
+
+def test_percentile_windows_are_a_partition(house):
+    windows = [(0, 0.25), (0.25, 0.6), (0.6, 1)]
+    parts = [kept(house.select(f"{low}", Percentiles(low, high))) for low, high in windows]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), house.doc_ids)
+
+
+# --------------------------------------------------------------------------------------------------
+# The same documents, however they are stored and read
+
+
+def test_many_shards_give_what_one_gives(tmp_path, artefacts):
+    rng = np.random.default_rng(0)
+    [documents] = artefacts.documents([640])
+    doc_ids = np.arange(640, dtype=np.int64) * 3
+    nll = np.round(rng.normal(size=640), 1)
+    domain = rng.choice(["a", "b"], 640)
+    configs = {
+        "top": (Top(), {"keep_tokens": 0.3}),
+        "softmax": (Softmax(0.7), {"keep_documents": 100}),
+        "flat": (InverseFrequency(), {"keep_tokens": 0.1}),
+        "random": (Random(), {"keep_tokens": 0.5, "scores": None, "score": None}),
+        "split": (Split(0.1, 0.4), {"scores": None, "score": None}),
+        "quotas": (Top(), {"keep_tokens": 0.3, "quotas": Quotas()}),
+    }
+    results = []
+    for shards in (1, 64):
+        parts = np.split(np.arange(640), shards)
+        path = tmp_path / str(shards)
+        corpus = artefacts.corpus(
+            path / "corpus",
+            [[documents[i] for i in part] for part in parts],
+            domains=[[str(domain[i]) for i in part] for part in parts],
+            doc_ids=[doc_ids[part] for part in parts],
+        )
+        artefacts.scores(
+            path / "scores",
+            corpus,
+            {"nll": [nll[part] for part in parts]},
+            doc_ids=[doc_ids[part] for part in parts],
+        )
+        base = SelectConfig(
+            corpus=str(path / "corpus"),
+            output="",
+            strategy=Top(),
+            scores=str(path / "scores"),
+            score="nll_total",
+        )
+        for name, (strategy, settings) in configs.items():
+            config = dataclasses.replace(
+                base, strategy=strategy, output=str(path / name), **settings
+            )
+            results.append((name, kept(select.run(config)).tolist()))
+    assert results[: len(configs)] == results[len(configs) :]
+
+
+@pytest.mark.parametrize("strategy", [Top(), Softmax(1.0), InverseFrequency()])
+def test_streamed_and_in_memory_agree(house, strategy):
+    one = house.select("one", strategy, keep_tokens=0.3, quotas=Quotas(), threads=3)
+    two = house.select("two", strategy, keep_tokens=0.3, quotas=Quotas(), in_memory=False)
+    assert one.manifest.to_json() == two.manifest.to_json()
+
+
+def test_an_interrupted_selection_is_finished(house, monkeypatch):
+    whole = house.select("whole", Top(), keep_tokens=0.3)
+    write, calls = select._write_shard, []
+
+    def fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(select, "_write_shard", fails)
+        house.select("cut", Top(), keep_tokens=0.3)
+    with pytest.raises(ArtefactError, match="unfinished"):
+        load_selection(house.at("cut"))
+    assert house.select("cut", Top(), keep_tokens=0.3).digest == whole.digest
+    with pytest.raises(ConfigurationChanged, match="keep_tokens"):
+        house.select("cut", Top(), keep_tokens=0.4)
+
+
+def test_seeds_change_draws_and_not_orders(house):
+    def chosen(name, strategy, seed):
+        return kept(house.select(f"{name}{seed}", strategy, keep_tokens=0.3, seed=seed))
+
+    assert not np.array_equal(chosen("random", Random(), 0), chosen("random", Random(), 1))
+    a, b = (set(chosen("top", Top(), seed).tolist()) for seed in (0, 1))
+    lowest = house.nll[np.isin(house.doc_ids, list(a))].min()
+    differ = np.isin(house.doc_ids, list(a ^ b))
+    assert set(house.nll[differ]) <= {lowest}  # only among those that tie at the cut
+
+
+# --------------------------------------------------------------------------------------------------
+# Documents without a score
+
+
+@pytest.fixture
+def gappy(tmp_path, artefacts):
+    """Ten documents of 10 tokens: three with a reason, one NaN, one that was not looked at."""
+    documents = [[[5] * 10] * 10]
+    corpus = artefacts.corpus(tmp_path / "corpus", documents)
+    nll = np.asarray([9, 8, 7, 6, 5, 4, 3, 2, 1, np.nan])
+    status = ["ok", "too_long", "ok", "too_long", "empty", "not_selected", *["ok"] * 4]
+    artefacts.scores(tmp_path / "scores", corpus, {"nll": [nll]}, [status])
+    return tmp_path
+
+
+def gappy_config(path, output, **settings):
+    return SelectConfig(
+        corpus=str(path / "corpus"),
+        output=str(path / output),
+        strategy=Top(),
+        scores=str(path / "scores"),
+        score="nll_total",
+        **settings,
+    )
+
+
+def test_what_has_no_score_is_not_kept_and_counted_by_reason(gappy):
+    selection = select.run(gappy_config(gappy, "all", keep_tokens=1.0))
+    assert kept(selection).tolist() == [0, 2, 6, 7, 8]
+    assert selection.manifest.counts["documents"] == {
+        "kept": 5,
+        "not_kept": 0,
+        "outside_of_pool": 1,
+        "unscored": {"empty": 1, "no_number": 1, "too_long": 2},
+    }
+    assert selection.manifest.summary["pool"] == {"documents": 9, "tokens": 90}
+
+
+def test_what_has_no_score_is_kept_first_when_asked(gappy):
+    selection = select.run(gappy_config(gappy, "half", keep_tokens=60, keep_unscored=True))
+    assert kept(selection).tolist() == [0, 1, 2, 3, 4, 9]
+    assert selection.manifest.counts["kept_unscored"] == {"empty": 1, "no_number": 1, "too_long": 2}
+    with pytest.raises(SelectError, match="without a score alone"):
+        select.run(gappy_config(gappy, "little", keep_tokens=30, keep_unscored=True))
+
+
+def test_nothing_kept_is_an_error(gappy):
+    with pytest.raises(SelectError, match="nothing is kept of 9 documents"):
+        select.run(gappy_config(gappy, "none", keep_tokens=5))
+
+
+def test_every_document_is_counted_once(house):
+    pool = house.select("pool", Split(0, 0.5))
+    selection = house.select("top", Top(), keep_tokens=0.3, within=house.at("pool"))
+    counts = selection.manifest.counts["documents"]
+    total = sum(counts[name] for name in ("kept", "not_kept", "outside_of_pool"))
+    assert total + sum(counts["unscored"].values()) == len(house.doc_ids)
+    assert counts["outside_of_pool"] == len(house.doc_ids) - pool.manifest.rows
+    assert set(kept(selection)) <= set(kept(pool))
+    wanted = round(0.3 * pool.manifest.tokens)  # a share of the pool, not of the corpus
+    assert selection.manifest.summary["budget"]["wanted"] == wanted
+
+
+# --------------------------------------------------------------------------------------------------
+# Scores
+
+
+def test_scores_are_weighted_sums(house):
+    half = Term("nll_total", 0.5, "scores")
+    mean = house.select("mean", Top(), score="nll_mean", keep_tokens=0.3)
+    same = house.select("same", Top(), score=(half,), keep_tokens=0.3)
+    np.testing.assert_array_equal(kept(mean), kept(same))
+    low = house.select("low", Top(), score=(Term("nll_total", -1.0),), keep_tokens=0.3)
+    np.testing.assert_array_equal(
+        kept(low), kept(house.select("bottom", Bottom(), keep_tokens=0.3))
+    )
+
+
+def test_difference_of_two_score_sets(house, artefacts):
+    from pruning import artefact
+
+    corpus = artefact.load(house.at("corpus"))
+    rng = np.random.default_rng(2)
+    other = [rng.normal(size=count).astype(np.float32) for count in COUNTS]
+    artefacts.scores(house.path / "prior", corpus, {"nll": other})
+    selection = house.select(
+        "color",
+        Top(),
+        scores={"reference": house.at("scores"), "prior": house.at("prior")},
+        score=(Term("nll_total", -1.0, "reference"), Term("nll_total", 1.0, "prior")),
+        keep_documents=200,
+    )
+    difference = np.concatenate(other).astype(np.float64) - house.nll
+    best = house.doc_ids[np.argsort(-difference)[:200]]
+    np.testing.assert_array_equal(kept(selection), np.sort(best))
+    assert set(selection.manifest.inputs) == {"corpus", "scores_reference", "scores_prior"}
+
+
+def test_scores_of_another_corpus_are_refused(house, artefacts, tmp_path):
+    other = artefacts.corpus(tmp_path / "other", artefacts.documents(COUNTS, seed=9))
+    artefacts.scores(tmp_path / "foreign", other, {"nll": [np.zeros(n) for n in COUNTS]})
+    with pytest.raises(ArtefactError, match="was made from the corpus at"):
+        house.select("top", Top(), scores=str(tmp_path / "foreign"), keep_tokens=0.3)
+    select.run(SelectConfig(str(tmp_path / "other"), str(tmp_path / "half"), Split(0, 0.5)))
+    with pytest.raises(ArtefactError, match="was made from the corpus at"):
+        house.select("top", Top(), keep_tokens=0.3, within=str(tmp_path / "half"))
+
+
+def test_misplaced_rows_are_refused(house, artefacts):
+    from pruning import artefact
+
+    corpus = artefact.load(house.at("corpus"))
+    ids = [(np.int64(k) << 32) + np.arange(n) for k, n in enumerate(COUNTS)]
+    ids[2][[3, 4]] = ids[2][[4, 3]]
+    artefacts.scores(
+        house.path / "mixed", corpus, {"nll": [np.zeros(n) for n in COUNTS]}, None, ids
+    )
+    with pytest.raises(ArtefactError, match="row 3"):
+        house.select("top", Top(), scores=house.at("mixed"), keep_tokens=0.3)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "error", "message"),
+    [
+        (Top(), {}, SelectError, "wants a budget"),
+        (Top(), {"keep_tokens": 0.1, "keep_documents": 3}, SelectError, "wants a budget"),
+        (Top(), {"keep_tokens": -1}, SelectError, "positive"),
+        (Top(), {"keep_tokens": 0.1, "score": None}, SelectError, "ranks by a score"),
+        (Top(), {"keep_tokens": 0.1, "score": "nll_men"}, ScoreError, "nll_mean"),
+        (Top(), {"keep_tokens": 0.1, "score": "column:no"}, ArtefactError, "no column no"),
+        (Top(), {"keep_tokens": 0.1, "score": "column:status"}, ArtefactError, "not a number"),
+        (Top(), {"keep_tokens": 0.1, "score": (Term("nll_mean", 1.0, "x"),)}, SelectError, "'x'"),
+        (Top(), {"keep_tokens": 0.1, "quotas": Quotas("tld")}, SelectError, "no column 'tld'"),
+        (All(), {"keep_tokens": 0.1}, SelectError, "takes no budget"),
+        (All(), {"score": "nll_mean"}, SelectError, "looks at no score"),
+        (Split(0, 1), {"quotas": Quotas()}, SelectError, "no budget that quotas"),
+        ("top", {"keep_tokens": 0.1}, SelectError, "@Top()"),
+    ],
+)
+def test_contradictions_are_refused(house, strategy, settings, error, message):
+    with pytest.raises(error, match=message.replace("(", r"\(").replace(")", r"\)")):
+        house.select("refused", strategy, **settings)
+
+
+# --------------------------------------------------------------------------------------------------
+# Quotas
+
+
+def test_quotas_divide_the_budget(house):
+    shares = {"b": 0.5, "c": 0.2}
+    selection = house.select("quotas", Top(), keep_tokens=4000, quotas=Quotas("domain", shares))
+    taken = np.isin(house.doc_ids, kept(selection))
+    for name, share in {"b": 0.5, "c": 0.2, "a": 0.3}.items():
+        own = house.domain == name
+        tokens = house.n_tokens[taken & own].sum()
+        assert 4000 * share - 60 < tokens <= 4000 * share
+        assert house.nll[taken & own].min() >= house.nll[~taken & own].max()
+
+
+def test_without_shares_every_domain_keeps_the_same_rate(house):
+    selection = house.select("quotas", Bottom(), keep_tokens=0.3, quotas=Quotas())
+    for row in selection.manifest.summary["domains"]:
+        assert row["kept_tokens"] == pytest.approx(0.3 * row["tokens"], abs=60)
+
+
+def test_a_domain_that_has_too_little_keeps_all(house):
+    selection = house.select("quotas", Top(), keep_tokens=0.9, quotas=Quotas("domain", {"c": 0.5}))
+    taken = np.isin(house.doc_ids, kept(selection))
+    assert taken[house.domain == "c"].all()
+    row = {row["group"]: row for row in selection.manifest.summary["thresholds"]}["c"]
+    assert row["to"] is None and row["kept"] < row["budget"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Set algebra, and what a selection says of itself
+
+
+def test_set_algebra(house):
+    house.select("a", Random(), keep_tokens=0.5)
+    house.select("b", Top(), keep_tokens=0.5)
+    house.select("c", Split(0, 0.3))
+    a, b, c = (set(kept(load_selection(house.at(name)).artefact)) for name in "abc")
+    paths = tuple(house.at(name) for name in "abc")
+    assert set(kept(house.select("union", Union(paths)))) == a | b | c
+    assert set(kept(house.select("intersection", Intersection(paths)))) == a & b & c
+    assert set(kept(house.select("difference", Difference(paths)))) == a - b - c
+    chained = house.select("chained", Top(), keep_tokens=0.5, within=house.at("c"))
+    assert set(kept(chained)) < c
+
+
+def test_all_is_the_corpus(house):
+    np.testing.assert_array_equal(kept(house.select("all", All())), house.doc_ids)
+
+
+def test_blocks_hold_every_kept_document_once(house):
+    selection = load_selection(house.select("top", Top(), keep_tokens=0.8).path)
+    table = pq.read_table(house.at("top") + "/" + blocks.FILE).to_pydict()
+    found = [
+        selection.doc_ids(shard, first, count)
+        for shard, first, count in zip(
+            table["shard"], table["first_row"], table["n_documents"], strict=True
+        )
+    ]
+    np.testing.assert_array_equal(np.concatenate(found), kept(selection.artefact))
+    tokens = dict(zip(house.doc_ids, house.n_tokens, strict=True))
+    assert [sum(tokens[d] for d in part) for part in found] == table["n_tokens"]
+    assert max(table["n_documents"]) == blocks.DOCUMENTS
+
+
+def test_weights_and_overlap_with_chance(house):
+    uniform = house.select("r", Random(), keep_tokens=0.3).manifest.summary
+    assert uniform["weights"] == {"ess_share": pytest.approx(1), "max_over_min": 1}
+    assert uniform["overlap_with_random"]["share"] == pytest.approx(1, abs=0.01)
+    sharp = house.select("s", Softmax(0.5), keep_tokens=0.3).manifest.summary
+    weights = np.exp(house.nll / 0.5)
+    ess = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
+    assert sharp["weights"]["ess_share"] == pytest.approx(ess)
+    assert sharp["weights"]["max_over_min"] == pytest.approx(weights.max() / weights.min())
+    top = house.select("t", Top(), keep_tokens=0.3).manifest.summary
+    assert top["overlap_with_random"]["share"] == pytest.approx(0.3, abs=0.06)
+    assert 0.35 < sharp["overlap_with_random"]["share"] < 0.95
+    assert top["thresholds"][0]["to"]["score"] == pytest.approx(
+        house.nll[np.isin(house.doc_ids, kept(load_selection(house.at("t")).artefact))].min(),
+        abs=0.11,
+    )
+
+
+def test_retention_by_domain(house):
+    selection = house.select("top", Top(), keep_tokens=0.3)
+    taken = np.isin(house.doc_ids, kept(selection))
+    rows = {row["domain"]: row for row in selection.manifest.summary["domains"]}
+    for name in "abc":
+        own = house.domain == name
+        assert rows[name] == {
+            "domain": name,
+            "documents": own.sum(),
+            "tokens": house.n_tokens[own].sum(),
+            "kept_documents": (own & taken).sum(),
+            "kept_tokens": house.n_tokens[own & taken].sum(),
+        }
+
+
+def test_the_manifest_does_not_depend_on_the_place(house):
+    config = house.config("top", Top(), keep_tokens=0.3)
+    text = json.dumps(select.run(config).manifest.config)
+    assert str(house.path) not in text
