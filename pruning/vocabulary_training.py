@@ -157,8 +157,8 @@ def train(
     import sentencepiece
 
     often = sum(map(len, texts)) // _WORD_EVERY + 1
-    # NOTE: a piece must begin two different words of the text, or it is not even a candidate, however
-    # often one word comes; hence the marks.
+    # NOTE: a candidate must begin two different words of the text, however often one of them comes;
+    # hence the marks.
     emphasised = (word + mark for word in words for mark in ("", ".", ",") for _ in range(often))
     model = io.BytesIO()
     try:
