@@ -139,25 +139,25 @@ class RelativePositionBias(nnx.Module):
 def rotary(
     positions: jax.Array,
     head_dim: int,
-    theta: float | jax.Array,
+    theta: float,
     scaling: RopeScaling | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines for `rotate`, float32 [batch, length, 1, head_dim // 2] each."""
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequency = 1.0 / theta**exponent
+    # In NumPy and float64: an error in the last place would grow with the position.
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is not None:
         frequency = _scaled_frequencies(frequency, scaling)
-    angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency.astype(np.float32)
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _scaled_frequencies(frequency: jax.Array, scaling: RopeScaling) -> jax.Array:
+def _scaled_frequencies(frequency: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     slow = frequency / scaling.factor
     if scaling.kind == "linear":
         return slow
     wavelengths = scaling.original_length * frequency / (2 * np.pi)  # within the original length
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    share = jnp.clip((wavelengths - low) / (high - low), 0.0, 1.0)
+    share = np.clip((wavelengths - low) / (high - low), 0.0, 1.0)
     return (1 - share) * slow + share * frequency
 
 
