@@ -16,7 +16,8 @@ from pruning.sources.document import (
     invalid_utf8,
 )
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".ndjson")
+# What is taken from a directory. A plain .json is seldom JSON lines; C4's files are .json.gz.
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson")
 
 
 @dataclasses.dataclass(frozen=True)
