@@ -140,8 +140,8 @@ _SUBJECTS = ("shop", "forum", "blog", "news", "store", "gallery", "club", "servi
 _PAGES = (
     "Home", "About us", "Contact", "Products", "Services", "FAQ", "Log in", "Register",
     "My account", "Basket (0)", "Checkout", "Search", "Site map", "Newsletter", "Careers",
-    "Press", "Archive",
-    "Privacy", "Imprint", "Terms", "Help", "Language", "Next page", "Previous page", "Back to top",
+    "Press", "Archive", "Privacy", "Imprint", "Terms", "Help", "Language", "Next page",
+    "Previous page", "Back to top",
 )  # fmt: skip
 _SENTENCES = (
     "This {subject} uses cookies to give you a better experience. By going on you accept them.",
