@@ -79,7 +79,7 @@ class SeqioBatches:
         dataset = seqio.get_dataset(
             config.mixture_or_task,
             dict(config.lengths),
-            config.split,
+            dataset_split=config.split,
             shuffle=config.shuffle,
             num_epochs=None,
             feature_converter=converters[config.converter](pack=config.pack),
