@@ -213,7 +213,8 @@ def _settle_tying(
             '"tie_word_embeddings": false if it is a T5 v1.1, or remove lm_head.weight'
         )
     _log.info("%s: lm_head.weight differs from the embeddings: not tied", directory)
-    return dataclasses.replace(config, tie_embeddings=False)
+    untied = {"scale_tied_logits": True} if t5 else {}  # the default: it says nothing any more
+    return dataclasses.replace(config, tie_embeddings=False, **untied)
 
 
 def _equal(a: StoredTensor, b: StoredTensor, rows: int = 4096) -> bool:

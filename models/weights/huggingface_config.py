@@ -155,19 +155,16 @@ def from_json(values: Mapping[str, Any]) -> ModelConfig:
         raise ValueError(f"the field {error.args[0]!r} is missing") from error
 
 
-def _t5_from_json(settings: Mapping[str, Any]) -> T5Config:
+def _t5_from_json(settings: dict[str, Any]) -> T5Config:
     gate, _, activation = settings.get("feed_forward_proj", "relu").rpartition("-")
     if gate and activation == "gelu":  # T5 v1.1 means the tanh approximation by this name
         activation = "gelu_new"
     tied = settings.get("tie_word_embeddings") is not False
-    fields = {ours: settings.get(theirs) for ours, theirs in _T5_FIELDS.items()}
-    if fields["num_decoder_layers"] is None:
-        fields["num_decoder_layers"] = settings["num_layers"]
+    if settings.get("num_decoder_layers") is None:
+        settings["num_decoder_layers"] = settings["num_layers"]
+    fields = _fields(_T5_FIELDS, settings)
     if any(name.endswith("EncoderModel") for name in settings.get("architectures") or ()):
         fields["num_decoder_layers"] = 0
-    for ours, theirs in _T5_FIELDS.items():
-        if fields[ours] is None:
-            raise KeyError(theirs)
     return T5Config(
         **fields,
         activation=_activation(activation),
@@ -175,7 +172,8 @@ def _t5_from_json(settings: Mapping[str, Any]) -> T5Config:
         tie_embeddings=tied,
         # NOTE: transformers 5 always ties, and keeps in `scale_decoder_outputs` what tying once
         # meant besides: whether the logits are scaled. Its mT5 never scales.
-        scale_tied_logits=settings.get("scale_decoder_outputs", settings["model_type"] != "mt5"),
+        scale_tied_logits=not tied
+        or settings.get("scale_decoder_outputs", settings["model_type"] != "mt5"),
         relpos_per_layer=settings["model_type"] == "umt5",
     )
 
@@ -187,7 +185,7 @@ def _gpt2_from_json(settings: Mapping[str, Any]) -> DecoderConfig:
         "add_cross_attention": False,
     }.items():
         _only(settings, name, only)
-    fields = {ours: settings[theirs] for ours, theirs in _GPT2_FIELDS.items()}
+    fields = _fields(_GPT2_FIELDS, settings)
     return DecoderConfig(
         **fields,
         **_special_ids(settings),
@@ -209,7 +207,7 @@ def _rotary_from_json(kind: str, settings: dict[str, Any]) -> DecoderConfig:
     heads, gemma = settings["num_attention_heads"], kind.startswith("gemma")
     settings["num_key_value_heads"] = settings.get("num_key_value_heads") or heads
     settings["head_dim"] = settings.get("head_dim") or settings["hidden_size"] // heads
-    fields = {ours: settings.get(theirs) for ours, theirs in _LLAMA_FIELDS.items()}
+    fields = _fields(_LLAMA_FIELDS, settings)
     activation = settings.get("hidden_activation") or settings["hidden_act"]
     if gemma and activation == "gelu":  # the first releases say so and mean the tanh approximation
         activation = "gelu_pytorch_tanh"
@@ -233,6 +231,15 @@ def _rotary_from_json(kind: str, settings: dict[str, Any]) -> DecoderConfig:
         norm_offset=1.0 if gemma else 0.0,
         embedding_scale=settings["hidden_size"] ** 0.5 if gemma else 1.0,
     )
+
+
+def _fields(table: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields by their names. Only the beginning of text may be missing, or None."""
+    fields = {ours: settings.get(theirs) for ours, theirs in table.items()}
+    for ours, theirs in table.items():
+        if fields[ours] is None and ours != "bos_id":
+            raise KeyError(theirs)
+    return fields
 
 
 def _special_ids(settings: Mapping[str, Any]) -> dict[str, int]:

@@ -132,7 +132,7 @@ def write_file(path: epath.Path, tensors: Mapping[str, Pending]) -> None:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            array = np.ascontiguousarray(tensors[name].fetch())
+            array = np.asarray(tensors[name].fetch(), order="C")
             if (array.shape, array.dtype) != (tensors[name].shape, tensors[name].dtype):
                 raise AssertionError(f"{name}: announced {tensors[name][:2]}, came {array.shape}")
             file.write(array.reshape(-1).view(np.uint8).data)
