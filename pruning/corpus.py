@@ -171,7 +171,13 @@ def run(config: IngestConfig) -> Artefact:
             documents += n_documents
             task.advance((done >> 20) - task.done, documents=documents)
 
-        parallel.run_shards(functools.partial(ingest_shard, plan), pending, config.workers, show)
+        work = functools.partial(ingest_shard, plan)
+        try:
+            parallel.run_shards(work, pending, config.workers, show)
+        except SourceError:
+            if not any(build.records()):  # nothing is lost: the settings may be mended
+                (build.path / artefact.UNFINISHED).rmtree()
+            raise
     if plan.vocabulary.kind != "bytes":
         build.write_file(VOCABULARY_FILE, plan.vocabulary.model)
     corpus = build.finish(_summary(plan))
