@@ -62,11 +62,13 @@ class Cut:
       value: uint64 [groups], its `ordered` key; 0 where the whole group fits.
       tie: uint64 [groups], its hash.
       cost: int64 [groups], what the documents ranked before it cost together.
+      next_cost: int64 [groups], what it costs itself; 0 where the whole group fits.
     """
 
     value: np.ndarray
     tie: np.ndarray
     cost: np.ndarray
+    next_cost: np.ndarray
 
     def before(self, chunk: Chunk) -> np.ndarray:
         """bool [n], which documents of the chunk are ranked before the cut."""
@@ -76,6 +78,16 @@ class Cut:
             tie = self.tie[0] if chunk.groups is None else self.tie[chunk.groups[tied]]
             kept[tied] = chunk.hashes(tied) > tie
         return kept
+
+    def moved(self, groups: np.ndarray) -> Cut:
+        """The cut with one more document before it, in the groups where bool [groups] says so."""
+        groups = groups & (self.next_cost > 0) & (self.tie > 0)
+        return Cut(
+            self.value,
+            self.tie - groups.astype(np.uint64),  # hashes are distinct
+            self.cost + np.where(groups, self.next_cost, 0),
+            np.where(groups, 0, self.next_cost),
+        )
 
 
 def between(chunk: Chunk, start: Cut | None, stop: Cut) -> np.ndarray:
@@ -111,10 +123,10 @@ def find(chunks: Callable[[], Iterable[Chunk]], targets: np.ndarray) -> Cut:
     def by_key() -> Iterable[_Column]:
         return ((chunk.values, chunk.costs, chunk.groups) for chunk in chunks())
 
-    value, cost, fits = _radix_select(by_key, targets)
+    value, cost, _, fits = _radix_select(by_key, targets)
     value[fits] = EXCLUDED
     if fits.all():
-        return Cut(value, np.zeros_like(value), cost)
+        return Cut(value, np.zeros_like(value), cost, np.zeros_like(cost))
 
     def by_hash() -> Iterable[_Column]:
         for chunk in chunks():
@@ -122,8 +134,9 @@ def find(chunks: Callable[[], Iterable[Chunk]], targets: np.ndarray) -> Cut:
             groups = None if chunk.groups is None else chunk.groups[rows]
             yield chunk.hashes(rows), chunk.costs[rows], groups
 
-    tie, beyond, _ = _radix_select(by_hash, np.where(fits, _EVERYTHING, targets - cost))
-    return Cut(value, tie, cost + beyond)
+    left = np.where(fits, _EVERYTHING, targets - cost)
+    tie, beyond, next_cost, _ = _radix_select(by_hash, left)
+    return Cut(value, tie, cost + beyond, next_cost)
 
 
 def _tied(chunk: Chunk, value: np.ndarray) -> np.ndarray:
@@ -136,18 +149,19 @@ _Column = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # values, costs, gro
 
 def _radix_select(
     chunks: Callable[[], Iterable[_Column]], targets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Descends from the leading digit, into the bucket in which the costs pass the target.
 
     Returns:
       value: uint64 [groups], the highest with which the costs pass the target.
       cost: int64 [groups], of all that is higher; of the whole group where it fits.
+      next_cost: int64 [groups], of all that has this value; 0 where the group fits.
       fits: bool [groups], the whole group costs no more than the target.
     """
     count = len(targets)
     bits = 16 if count <= 64 else 8
     value = np.zeros(count, np.uint64)
-    cost = np.zeros(count, np.int64)
+    cost = next_cost = np.zeros(count, np.int64)
     fits = np.zeros(count, bool)
     for shift in range(64 - bits, -1, -bits):
         histogram = np.zeros(count << bits, np.int64)
@@ -167,7 +181,7 @@ def _radix_select(
             fits = through[:, -1] <= targets
             cost = through[:, -1]
         digit = np.argmax(through > targets[:, None], axis=1)
-        each = np.arange(count)
-        cost = np.where(fits, cost, through[each, digit] - falling[each, digit])
+        next_cost = np.where(fits, 0, falling[np.arange(count), digit])
+        cost = np.where(fits, cost, through[np.arange(count), digit] - next_cost)
         value = (value << np.uint64(bits)) | (falling.shape[1] - 1 - digit).astype(np.uint64)
-    return value, cost, fits
+    return value, cost, next_cost, fits

@@ -23,7 +23,7 @@ from pruning.selection.config import SelectConfig, SelectError
 from pruning.selection.strategies import Filter, Ranking, SetOperation, Weighted
 
 # Streams of random numbers, one per purpose.
-DRAWS, TIES, SPLITS, SAMPLE = 1, 2, 3, 4
+DRAWS, TIES, SPLITS, SAMPLE, RESTS = 1, 2, 3, 4, 5
 
 _SAMPLE_SIZE = 1 << 20  # scores that a strategy is fitted to
 _MOST_GROUPS = 1 << 16

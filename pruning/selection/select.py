@@ -9,8 +9,8 @@ Choices
 - Everything drawn about a document is a hash of (seed, doc_id), and ties are broken by such a hash:
   the same documents are kept whatever the number of shards, threads or restarts.
 - Budgets are in tokens first. Documents are taken in the order of their rank as long as they fit:
-  a selection never exceeds its budget, and falls short of it by less than one document (by less
-  than one per group with quotas, where a group has enough).
+  a selection never exceeds its budget, and falls short of it by less than one document. With quotas
+  this holds of the whole, and of every group to within one document.
 - A share is of the *pool*: the documents of `within` (or of the corpus), less those that the score
   set was told to leave alone. Documents without a score belong to the pool. They are never kept,
   except with `keep_unscored`, and then before all others.
@@ -34,7 +34,7 @@ from pruning import artefact, progress, randomness
 from pruning.artefact import Artefact
 from pruning.selection import ROW_GROUP, cut, diagnostics, strategies
 from pruning.selection.config import Quotas, SelectConfig, SelectError, validate
-from pruning.selection.ranking import DRAWS, Pool, Ranked, RankedShard, rank
+from pruning.selection.ranking import DRAWS, RESTS, Pool, Ranked, RankedShard, rank
 from pruning.selection.scores import Term
 from pruning.selection.strategies import Ranking, Weighted
 from pruning.stream import blocks
@@ -116,16 +116,34 @@ def _find_cuts(pool: Pool, ranked: Ranked) -> _Cuts:
     start_cut = find(start) if start.any() else None
     if start_cut and config.strategy.takes_budget:
         stop = start_cut.cost + budget  # a late start must not lengthen the stretch
-    cuts = _Cuts(start_cut, find(stop), budget)
+    stop_cut = find(stop)
+    if config.quotas:
+        stop_cut = _share_rest(config.seed, stop_cut, stop)
+    cuts = _Cuts(start_cut, stop_cut, budget)
     if not (cuts.cost.any() or ranked.tally.included["documents"]):
-        pool_size = ranked.tally.pool
+        size = ranked.tally.pool
         raise SelectError(
-            f"nothing is kept of {pool_size['documents']:,} documents with "
-            f"{pool_size['tokens']:,} tokens, of which "
-            f"{int(total.sum()):,} {config.unit} have a score: raise the budget, or look at the "
-            "statuses of the score set."
+            f"{type(config.strategy).__name__} keeps nothing of {size['documents']:,} documents "
+            f"with {size['tokens']:,} tokens: look at the budget, at the statuses of the score "
+            "set, or at the selections that are joined."
         )
     return cuts
+
+
+def _share_rest(seed: int, stop: cut.Cut, targets: np.ndarray) -> cut.Cut:
+    """Lets some groups have one document more, from what all groups left of their budgets.
+
+    Without this a domain of one document would never keep it. The document that no longer fitted is
+    taken with a probability of about the share of it that did.
+    """
+    rest = np.where(stop.next_cost > 0, targets - stop.cost, 0)
+    share = rest / np.maximum(stop.next_cost, 1)
+    draws = randomness.uniform(seed, stop.tie.view(np.int64), RESTS)
+    order = np.argsort(draws / np.maximum(share, 1e-12), kind="stable")
+    order = order[share[order] > 0]
+    taken = np.zeros(len(rest), bool)
+    taken[order] = np.cumsum(stop.next_cost[order]) <= rest.sum()
+    return stop.moved(taken)
 
 
 def _budget(config: SelectConfig, ranked: Ranked) -> np.ndarray:
@@ -148,7 +166,8 @@ def _budget(config: SelectConfig, ranked: Ranked) -> np.ndarray:
         shares = np.asarray([*named.values(), max(1 - sum(named.values()), 0.0)])
     else:
         shares = total / max(total.sum(), 1)
-    return np.floor(amount * shares + 1e-6).astype(np.int64)
+    through = np.floor(amount * np.cumsum(shares) + 1e-6).astype(np.int64)
+    return np.diff(through, prepend=0)  # adds up to the amount
 
 
 # --------------------------------------------------------------------------------------------------

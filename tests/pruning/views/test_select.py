@@ -262,7 +262,7 @@ def test_what_has_no_score_is_kept_first_when_asked(gappy):
 
 
 def test_nothing_kept_is_an_error(gappy):
-    with pytest.raises(SelectError, match="nothing is kept of 9 documents"):
+    with pytest.raises(SelectError, match="Top keeps nothing of 9 documents"):
         select.run(gappy_config(gappy, "none", keep_tokens=5))
 
 
@@ -367,10 +367,11 @@ def test_quotas_divide_the_budget(house):
     shares = {"b": 0.5, "c": 0.2}
     selection = house.select("quotas", Top(), keep_tokens=4000, quotas=Quotas("domain", shares))
     taken = np.isin(house.doc_ids, kept(selection))
+    assert 4000 - 60 < house.n_tokens[taken].sum() <= 4000
     for name, share in {"b": 0.5, "c": 0.2, "a": 0.3}.items():
         own = house.domain == name
         tokens = house.n_tokens[taken & own].sum()
-        assert 4000 * share - 60 < tokens <= 4000 * share
+        assert abs(tokens - 4000 * share) < 60
         assert house.nll[taken & own].min() >= house.nll[~taken & own].max()
 
 
@@ -378,6 +379,28 @@ def test_without_shares_every_domain_keeps_the_same_rate(house):
     selection = house.select("quotas", Bottom(), keep_tokens=0.3, quotas=Quotas())
     for row in selection.manifest.summary["domains"]:
         assert row["kept_tokens"] == pytest.approx(0.3 * row["tokens"], abs=60)
+
+
+def test_domains_of_one_document_keep_the_rate_together(tmp_path, artefacts):
+    documents = artefacts.documents([2000])
+    domains = [[f"{i // 2 if i < 1000 else i}.org" for i in range(2000)]]
+    corpus = artefacts.corpus(tmp_path / "corpus", documents, domains=domains)
+    artefacts.scores(tmp_path / "scores", corpus, {"nll": [np.arange(2000.0)]})
+    config = SelectConfig(
+        corpus=str(tmp_path / "corpus"),
+        output=str(tmp_path / "quotas"),
+        strategy=Top(),
+        scores=str(tmp_path / "scores"),
+        score="nll_total",
+        keep_tokens=0.2,
+        quotas=Quotas(),
+    )
+    selection = select.run(config)
+    budget = 0.2 * corpus.manifest.tokens
+    assert budget - 120 < selection.manifest.tokens <= budget
+    rows = kept(selection)
+    halves = [sum(len(documents[0][i]) for i in rows[part]) for part in (rows < 1000, rows >= 1000)]
+    assert halves == pytest.approx([budget / 2, budget / 2], rel=0.15)
 
 
 def test_a_domain_that_has_too_little_keeps_all(house):
