@@ -18,6 +18,7 @@ Choices
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -124,9 +125,10 @@ def run(config: DensityConfig) -> Artefact | None:
                 density[rows] = without_chance(config.race, share, documents)
                 task.advance(len(rows))
             derived.write(build, shard, corpus, COLUMNS, status, {"density": density})
-    if None in build.records():
-        return None
-    summary = {"documents": documents, "weights": _diagnostics(build)}
+    files = [record["shard"]["file"] for record in build.records() if record is not None]
+    summary: dict[str, Any] = {"documents": documents}
+    if len(files) == build.num_shards:
+        summary["weights"] = _diagnostics(build, files)
     return derived.finish(build, "density", COLUMNS, summary)
 
 
@@ -170,11 +172,11 @@ def _stored(scores: Artefact) -> Sketch:
     return Sketch.from_bytes(path.read_bytes())
 
 
-def _diagnostics(build: Build) -> dict[str, float]:
+def _diagnostics(build: Build, files: list[str]) -> dict[str, float]:
     """Of inverse-propensity weights, over all documents."""
     weights = []
-    for record in build.records():
-        with artefact.open_parquet(build.path / record["shard"]["file"]) as file:
+    for name in files:
+        with artefact.open_parquet(build.path / name) as file:
             density = file.read(["density"])["density"].drop_null().to_numpy()
         weights.append(1.0 / density.astype(np.float64))
     return weight_diagnostics(np.concatenate(weights))

@@ -12,7 +12,7 @@ Choices
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ class Embeddings:
 
 
 def loads(
-    batches: Iterator[tuple[np.ndarray, np.ndarray]], mesh: Mesh
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, jax.Array, jax.Array]]:
     """Batches of vectors as tiles on the devices.
 

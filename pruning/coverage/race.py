@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import json
 from typing import Literal
 
 import jax
@@ -155,10 +156,10 @@ class Sketch:
     def to_bytes(self) -> bytes:
         """The sketch as a compressed .npz file."""
         sink = io.BytesIO()
-        about = np.array(sorted(dataclasses.asdict(self.race).items()), dtype=np.str_)
+        about = json.dumps(dataclasses.asdict(self.race), sort_keys=True)
         np.savez_compressed(
             sink,
-            race=about,
+            race=np.array(about),
             projections=self.projections,
             offsets=self.offsets,
             counts=self.counts,
@@ -168,9 +169,7 @@ class Sketch:
     @classmethod
     def from_bytes(cls, content: bytes) -> Sketch:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            about = dict(file["race"].tolist())
-            types = {f.name: type(f.default) for f in dataclasses.fields(Race)}
-            race = Race(**{name: types[name](value) for name, value in about.items()})
+            race = Race(**json.loads(str(file["race"])))
             return cls(race, file["projections"], file["offsets"], file["counts"])
 
 

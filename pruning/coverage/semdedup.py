@@ -228,8 +228,8 @@ class Twins:
             return similarity.astype(np.float64)
         if self.config.keep == "farthest":
             return -similarity.astype(np.float64)
-        if self.scores is None:
-            return np.zeros(len(doc_ids))  # ties decide
+        if self.scores is None or self.config.score is None:
+            return np.zeros(len(doc_ids))  # "random": ties decide
         terms = (Term(self.config.score),)
         score = selection_scores.read(terms, {"scores": self.scores}, shard, doc_ids).score
         return np.where(np.isfinite(score), score, -np.inf)  # without a score: last

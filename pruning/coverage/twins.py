@@ -77,7 +77,7 @@ def _settle(x: jax.Array, tiles: jax.Array, rule: Rule, threshold: float) -> jax
 def _settle_clusters(x, tiles, rule, threshold, mesh):
     """x: float32 [clusters, most tiles, TWIN_TILE, width]; tiles: int32 [clusters]."""
     return jax.shard_map(
-        lambda x, tiles: jax.lax.map(lambda c: _settle(*c, rule, threshold), (x, tiles)),
+        lambda x, tiles: jax.lax.map(lambda c: _settle(c[0], c[1], rule, threshold), (x, tiles)),
         mesh=mesh,
         in_specs=(P(AXIS), P(AXIS)),
         out_specs=P(AXIS),

@@ -242,8 +242,9 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 @functools.lru_cache(maxsize=2)
 def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Powers of the base and of its inverse, uint64 [size] each."""
-    with np.errstate(over="ignore"):
-        return tuple(
-            np.concatenate([np.ones(1, np.uint64), np.cumprod(np.full(size - 1, b, np.uint64))])
-            for b in (_BASE, _INVERSE)
-        )
+    one = np.ones(1, np.uint64)
+
+    def powers_of(base: np.uint64) -> np.ndarray:
+        return np.concatenate([one, np.cumprod(np.full(size - 1, base))])
+
+    return powers_of(_BASE), powers_of(_INVERSE)
