@@ -42,6 +42,10 @@ NOT_SELECTED = "not_selected"  # outside of the selection that was to be scored
 NOT_FINITE = "not_finite"  # the model answered NaN or infinity, also when asked alone
 
 
+class ScoreError(ValueError):
+    """Scorer, model, vocabulary and settings do not go together."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Documents:
     """The tokens of some documents, one after the other.
@@ -117,10 +121,12 @@ class Prepared:
       sides: the names of the windows' sides, ("encoder", "decoder") or one of them; the answers
         belong to the positions of the last.
       longest: the most positions that a window takes, per side.
+      answer_shape: of the answer at one position; () for a number.
       windows: documents -> windows. A document may give none.
-      step: parameters, batch -> float32 [rows, positions of the last side, ...]. Traced by jax.jit.
-      finish: documents, windows, answers [positions of the last side, ...], as the windows stand
-        -> Scores.
+      step: parameters, batch -> float32 [rows, positions of the last side, *answer_shape]. Traced
+        by jax.jit.
+      finish: documents, windows, answers [positions of the last side, *answer_shape] in the
+        windows' order -> Scores.
       summary: further words for the manifest: the estimator, the answers' token ids, ...
     """
 
@@ -128,6 +134,7 @@ class Prepared:
     columns: Mapping[str, Column]
     sides: tuple[str, ...]
     longest: tuple[int, ...]
+    answer_shape: tuple[int, ...]
     windows: Callable[[Documents], Windows]
     step: Callable[[Any, Mapping[str, jax.Array]], jax.Array]
     finish: Callable[[Documents, Windows, np.ndarray], Scores]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pruning.scorers import Column, Documents, Prepared, Scores
+from pruning.scorers import Column, Documents, Prepared, ScoreError, Scores
 from pruning.scorers.prompt import Prompt
 from pruning.scoring.packing import Side, Windows
 
@@ -76,7 +76,7 @@ class AskLLM:
     max_tokens: int = 512
 
     def prepare(self, model: Model, vocabulary: Vocabulary) -> Prepared:
-        """Raises PromptError or VocabularyError where prompt, answers or vocabulary are unfit."""
+        """Raises ScoreError or VocabularyError where prompt, answers or vocabulary are unfit."""
         config = model.config
         prompt = self.prompt_ids(vocabulary, config)
         if len(prompt) >= self.max_tokens:
@@ -84,7 +84,7 @@ class AskLLM:
         yes = tuple(vocabulary.token(answer) for answer in self.yes)
         no = tuple(vocabulary.token(answer) for answer in self.no)
         if overlap := set(yes) & set(no):
-            raise ValueError(f"{vocabulary.pieces(sorted(overlap))} is an answer of both sides.")
+            raise ScoreError(f"{vocabulary.pieces(sorted(overlap))} is an answer of both sides.")
 
         def windows(documents: Documents) -> Windows:
             filled = np.flatnonzero(documents.lengths)
@@ -126,6 +126,7 @@ class AskLLM:
             columns=COLUMNS,
             sides=("encoder", "decoder") if config.family == "t5" else ("decoder", "answer"),
             longest=(self.max_tokens, 1),
+            answer_shape=(2,),
             windows=windows,
             step=step,
             finish=finish,

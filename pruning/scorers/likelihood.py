@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pruning.scorers import TOO_SHORT, Column, Documents, Prepared, Scores
+from pruning.scorers import TOO_SHORT, Column, Documents, Prepared, ScoreError, Scores
 from pruning.scoring.packing import Side, Windows, offsets_of, ranges, within
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Likelihood:
             raise ValueError(f"max_tokens={self.max_tokens} must be positive, or None.")
 
     def prepare(self, model: Model, vocabulary: Vocabulary) -> Prepared:
-        """Raises ValueError when the model has no such likelihood, or the vocabulary too few
+        """Raises ScoreError where the model has no such likelihood, or the vocabulary too few
         sentinels."""
         cutter = self._cutter(model.config, vocabulary)
 
@@ -101,6 +101,7 @@ class Likelihood:
             columns=COLUMNS | ({"token_nll": TOKEN_NLL} if self.token_nll else {}),
             sides=("encoder", "decoder") if model.config.family == "t5" else ("decoder",),
             longest=cutter.longest,
+            answer_shape=(),
             windows=windows,
             step=step,
             finish=finish,
@@ -111,7 +112,7 @@ class Likelihood:
         if self.estimator == "causal":
             return _Causal(self.window, self.overlap, config)
         if config.family != "t5":
-            raise ValueError(
+            raise ScoreError(
                 f"the estimator {self.estimator!r} needs an encoder; this model has none: "
                 'use "causal".'
             )
@@ -119,7 +120,7 @@ class Likelihood:
             return _Prefix(self.window, self.overlap, config)
         spans = -(-self.window // (self.span_length * self.masks))  # of one mask in one window
         if spans > vocabulary.extra_ids:
-            raise ValueError(
+            raise ScoreError(
                 f"a window of {self.window} tokens has {spans} spans of a mask, the vocabulary "
                 f"{vocabulary.extra_ids} sentinels: give a shorter window, longer spans or more "
                 "masks."

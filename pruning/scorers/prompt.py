@@ -20,14 +20,14 @@ import dataclasses
 
 import numpy as np
 
-from pruning.scorers import Documents
+from pruning.scorers import Documents, ScoreError
 from pruning.scoring.packing import offsets_of, ranges
 from pruning.vocabulary import Vocabulary, VocabularyError
 
 _SLOT = "{document}"
 
 
-class PromptError(ValueError):
+class PromptError(ScoreError):
     """A prompt cannot be put around stored tokens."""
 
 

@@ -227,7 +227,7 @@ class Reader:
         if chunk.answers:
             answers = chunk.packing.gather(windows, np.concatenate(chunk.answers))
         else:
-            answers = np.zeros((0, 1), np.float32)
+            answers = np.zeros((0, *self.prepared.answer_shape), np.float32)
         bad = _not_finite(windows, answers)
         if len(bad):
             answers, bad = self._ask_alone(windows, answers, bad, ask)
@@ -301,7 +301,7 @@ def _documents(column: Any) -> Documents:
 
 def _not_finite(windows: Windows, answers: np.ndarray) -> np.ndarray:
     """The windows with an answer that is NaN or infinite, int64."""
-    finite = np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)
+    finite = np.isfinite(answers).all(axis=tuple(range(1, answers.ndim)))
     if windows.source is not None:
         finite |= windows.source < 0  # nobody reads these
     if finite.all():

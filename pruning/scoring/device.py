@@ -22,7 +22,7 @@ import numpy as np
 
 from models import checkpoints, flops, partitioning, weights
 from models.model import Model
-from pruning.scorers import Prepared
+from pruning.scorers import Prepared, ScoreError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Step:
           shapes: of the batch's int32 arrays, by feature.
 
         Raises:
-          ValueError: the devices do not divide the rows.
+          ScoreError: the devices do not divide the rows.
         """
         mesh = loaded.mesh
         self._params = loaded.params
@@ -74,7 +74,7 @@ class Step:
         rows = next(iter(shapes.values()))[0]
         parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
         if rows % parts:
-            raise ValueError(
+            raise ScoreError(
                 f"batch_rows={rows} does not divide over {parts} devices (data x fsdp): give a "
                 f"multiple of {parts}."
             )

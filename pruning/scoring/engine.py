@@ -56,7 +56,8 @@ class ScoreConfig:
       corpus: the corpus to score.
       output: the score set's directory.
       scorer: what is asked: `@AskLLM()` or `@Likelihood()`.
-      model: whatever `models.weights.load` takes: a directory, a training run, a hub name.
+      model: whatever `models.weights.load` takes: a directory, a training run, a hub name. For a
+        dry run a published shape will do, such as "flan_t5_xl".
       row_length: positions of a packed row; longer rows waste less on padding, more on attention.
       batch_rows: rows of a batch, over all of this process's devices.
       dtype: of the parameters and the computation. Softmax, norms and log-probabilities are float32
@@ -162,12 +163,14 @@ def run(config: ScoreConfig) -> Artefact | None:
 
 
 def dry_run(config: ScoreConfig, corpus: Corpus, within: Artefact | None) -> Any:
-    """An `estimate.Estimate` of what `run` would take; reads no weights."""
-    from models import weights
+    """An `estimate.Estimate` of what `run` would take; reads no weights.
+
+    Instead of a model its published shape will do (`models.config.NAMED`).
+    """
     from models.model import Model
     from pruning.scoring import estimate
 
-    model_config = weights.read_config(config.model)
+    model_config = _model_config(config.model)
     prepared = config.scorer.prepare(Model(model_config), corpus.vocabulary)
     documents = corpus.artefact.manifest.rows if within is None else within.manifest.rows
     return estimate.estimate(
@@ -342,6 +345,19 @@ def require_vocabulary(path: str, config: ModelConfig, vocabulary: Vocabulary) -
         if vocabulary.kind == "sentencepiece" and (directory / name).exists():
             own = Vocabulary.from_file(directory / name, vocabulary.extra_ids)
             require_same(own, vocabulary.digest, f"the model {path}")
+
+
+def _model_config(path: str) -> ModelConfig:
+    """A model's configuration, without its weights."""
+    from models import checkpoints, weights
+    from models import config as model_configs
+
+    if path in model_configs.NAMED:
+        return model_configs.NAMED[path]
+    directory, kind = weights.locate(path)
+    if kind == "run":
+        return model_configs.from_dict(checkpoints.read_config(directory))
+    return weights.look(directory, kind).config
 
 
 def _load_selection(path: str | None, corpus: Corpus) -> Artefact | None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from models import flops
 from models.config import ModelConfig
-from pruning.scorers import Documents, Prepared
+from pruning.scorers import Documents, Prepared, ScoreError
 from pruning.scoring import packing
 from pruning.scoring.packing import offsets_of
 
@@ -126,11 +126,11 @@ def choose_row_lengths(
       windows: integers [windows, sides], such as `windows_of` a sample.
 
     Raises:
-      ValueError: rows would be shorter than a window may be.
+      ScoreError: rows would be shorter than a window may be.
     """
     main = int(np.argmax(windows.sum(axis=0))) if len(windows) else 0
     if row_length < prepared.longest[main]:
-        raise ValueError(
+        raise ScoreError(
             f"row_length={row_length} is shorter than a window, which may take "
             f"{prepared.longest[main]} tokens: give longer rows or shorter windows."
         )

@@ -106,7 +106,7 @@ def _mlp(x, params) -> np.ndarray:
 
 
 TINY = T5Config(
-    vocab_size=160,
+    vocab_size=384,
     d_model=32,
     d_kv=16,
     d_ff=48,
@@ -129,7 +129,7 @@ class Tiny(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tiny_t5() -> Tiny:
-    """160 ids, of which the last 30 are sentinels."""
+    """For the vocabulary of bytes: 259 ids, and sentinels from 383 down."""
     import jax
 
     from models.model import Model
@@ -139,3 +139,71 @@ def tiny_t5() -> Tiny:
     # Larger kernels than at the start of training, so that every score depends on every token.
     params = jax.tree.map(lambda leaf: leaf * 1.5, params)
     return Tiny(model, params, PlainT5(TINY, params))
+
+
+# --------------------------------------------------------------------------------------------------
+# A corpus and a model on disk
+
+
+@pytest.fixture(scope="session")
+def build_corpus():
+    return _build_corpus
+
+
+def _build_corpus(path, shards: list[list[list[int]]]) -> None:
+    """A corpus in the vocabulary of bytes from documents' ids, shard by shard."""
+    import pyarrow as pa
+
+    from pruning.artefact import Build
+    from pruning.corpus import KIND, schema_of
+    from pruning.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary("bytes", b"", 125)
+    schema = schema_of(vocabulary, [])
+    build = Build(path, KIND, {"made": "for a test"}, {}, len(shards), schema)
+    for number, documents in enumerate(shards):
+        with build.shard(number) as shard:
+            lengths = np.array([len(ids) for ids in documents], np.int32)
+            table = pa.table(
+                [
+                    (number << 32) + np.arange(len(documents)),
+                    pa.array([""] * len(documents), pa.large_string()),
+                    pa.array(documents, schema.field("tokens").type),
+                    lengths,
+                    lengths,
+                    np.zeros(len(documents), np.uint64),
+                ],
+                schema=schema,
+            )
+            shard.write(table, row_group_size=7)
+            shard.tokens = int(lengths.sum())
+    build.finish({"vocabulary": vocabulary.describe(), "metadata": []})
+
+
+@pytest.fixture(scope="session")
+def random_shards() -> list[list[list[int]]]:
+    """Three shards, one empty: lengths from none to twenty windows of 24, most of them short."""
+    rng = np.random.default_rng(11)
+
+    def document() -> list[int]:
+        short, longer, long = rng.integers((3, 3, 40), (40, 40, 280))
+        n = int(rng.choice([0, 1, 2, short, longer, long]))
+        return rng.integers(3, 259, n).tolist()
+
+    return [[document() for _ in range(count)] for count in (23, 0, 40)]
+
+
+@pytest.fixture(scope="session")
+def corpus_path(tmp_path_factory, random_shards):
+    path = tmp_path_factory.mktemp("corpus") / "corpus"
+    _build_corpus(path, random_shards)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory, tiny_t5):
+    from models import weights
+
+    path = tmp_path_factory.mktemp("model") / "model"
+    weights.save(path, tiny_t5.model, tiny_t5.params)
+    return path

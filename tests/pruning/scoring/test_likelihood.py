@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,16 +16,7 @@ WINDOW, OVERLAP = 24, 10
 ESTIMATORS = ("prefix", "span", "causal")
 
 
-@dataclasses.dataclass(frozen=True)
-class SmallVocabulary(Vocabulary):
-    """130 ids and 30 sentinels; nothing is ever encoded with it."""
-
-    @functools.cached_property
-    def base_size(self) -> int:
-        return 130
-
-
-VOCABULARY = SmallVocabulary("bytes", b"", 30)
+VOCABULARY = Vocabulary("bytes", b"", 125)  # 259 ids, and sentinels from 383 down
 
 
 def settings_of(estimator: str, **changes) -> Likelihood:
@@ -86,8 +74,8 @@ def reference(scorer: Likelihood, plain, tokens: list[int]) -> np.ndarray:
                         encoder.append(tokens[p])
                         continue
                     if place == 0:
-                        encoder.append(159 - spans)
-                        targets.append(159 - spans)
+                        encoder.append(383 - spans)
+                        targets.append(383 - spans)
                         positions.append(None)
                         spans += 1
                     targets.append(tokens[p])
@@ -121,7 +109,7 @@ def score(scorer, model, params, documents, row_length):
 
 def random_documents(lengths: list[int], seed: int) -> Documents:
     rng = np.random.default_rng(seed)
-    return Documents.of([rng.integers(3, 130, n).tolist() for n in lengths])
+    return Documents.of([rng.integers(3, 259, n).tolist() for n in lengths])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,10 +193,10 @@ def test_masks_show_what_others_hide(tiny_t5):
         hidden = windows.source[at]
         seen = np.delete(documents.tokens, hidden[hidden >= 0])
         assert tokens[-1] == 1
-        assert np.array_equal(tokens[tokens < 130][:-1], seen)
+        assert np.array_equal(tokens[tokens < 259][:-1], seen)
         sentinels = decoder.features["decoder_target_tokens"][at][hidden < 0]
-        assert np.array_equal(tokens[tokens >= 130], sentinels)
-        assert np.array_equal(sentinels, 159 - np.arange(len(sentinels)))
+        assert np.array_equal(tokens[tokens >= 259], sentinels)
+        assert np.array_equal(sentinels, 383 - np.arange(len(sentinels)))
     assert len(windows) == 3
 
 
@@ -245,7 +233,7 @@ def test_decoder_only(bos):
     from models.model import Model
 
     config = DecoderConfig(
-        vocab_size=160,
+        vocab_size=384,
         d_model=32,
         d_ff=64,
         num_layers=2,
@@ -289,8 +277,8 @@ def test_unfit_settings_are_refused(tiny_t5):
     with pytest.raises(ValueError, match="masks"):
         Likelihood("span", masks=1)
     with pytest.raises(ValueError, match="sentinels"):
-        Likelihood("span", window=1000).prepare(tiny_t5[0], VOCABULARY)
+        Likelihood("span", window=4000).prepare(tiny_t5[0], VOCABULARY)
     shape = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1}
-    decoder = Model(DecoderConfig(vocab_size=160, head_dim=8, **shape))
+    decoder = Model(DecoderConfig(vocab_size=384, head_dim=8, **shape))
     with pytest.raises(ValueError, match="needs an encoder"):
         Likelihood("prefix").prepare(decoder, VOCABULARY)

@@ -1,0 +1,413 @@
+"""The engine: every document once, with the score of a plain model, however the work was cut up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pruning import artefact, configuration
+from pruning.artefact import ArtefactError, Build, ConfigurationChanged
+from pruning.corpus import load_corpus
+from pruning.scorers import Column, Documents, Prepared, ScoreError, Scores
+from pruning.scorers.ask_llm import AskLLM
+from pruning.scorers.likelihood import Likelihood
+from pruning.scoring import batches, engine, estimate
+from pruning.scoring.batches import Reader, schema_of
+from pruning.scoring.engine import ScoreConfig
+from pruning.scoring.packing import Side, Windows
+from pruning.vocabulary import Vocabulary, VocabularyError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+ASK = AskLLM(prompt="q {document} a", yes=("y", "Y"), no=("n",), max_tokens=48)
+SPAN = Likelihood("span", window=24, overlap=10, span_length=2, masks=3)
+CAUSAL = Likelihood("causal", window=24, overlap=10, token_nll=True)
+
+
+@pytest.fixture
+def config(corpus_path, model_path, tmp_path) -> ScoreConfig:
+    return ScoreConfig(
+        corpus=str(corpus_path),
+        output=str(tmp_path / "scores"),
+        scorer=CAUSAL,
+        model=str(model_path),
+        row_length=64,
+        batch_rows=8,
+        dtype="float32",
+        compilation_cache=str(tmp_path.parent / "compiled"),
+    )
+
+
+def run(config: ScoreConfig, **changes) -> pa.Table:
+    """Scores, and returns all rows."""
+    scores = engine.run(dataclasses.replace(config, **changes))
+    return pa.concat_tables([scores.read(shard) for shard in range(scores.num_shards)])
+
+
+def reference(scorer, plain, tokens: list[int]) -> dict[str, float]:
+    """A document's scores, one window at a time."""
+    if isinstance(scorer, AskLLM):
+        bytes_ = Vocabulary("bytes", b"", 125)
+        shown = [*bytes_.encode("q "), *tokens[: 48 - 5], *bytes_.encode(" a"), 1]
+        log_p = plain.decode(plain.encode(shown), [0])[0]
+        yes = np.logaddexp(*log_p[[bytes_.token("y"), bytes_.token("Y")]])
+        return {"ask_llm_yes": yes, "ask_llm_no": log_p[bytes_.token("n")]}
+    assert scorer is CAUSAL
+    nll, scored, start = 0.0, 0, 0
+    while scored < len(tokens):
+        stop = min(start + 24, len(tokens))
+        log_p = plain.decode(plain.encode([1]), [0, *tokens[start : stop - 1]])
+        nll -= sum(log_p[p - start, tokens[p]] for p in range(scored, stop))
+        scored, start = stop, start + 14
+    return {"nll": nll, "n_scored_tokens": len(tokens)}
+
+
+@pytest.mark.parametrize("scorer", [ASK, CAUSAL], ids=["ask_llm", "causal"])
+def test_every_document_has_the_plain_models_score(config, scorer, tiny_t5, random_shards):
+    table = run(config, scorer=scorer)
+    documents = [tokens for shard in random_shards for tokens in shard]
+    ids = [(k << 32) + row for k, shard in enumerate(random_shards) for row in range(len(shard))]
+    assert table["doc_id"].to_pylist() == ids
+    for row, tokens in zip(table.to_pylist(), documents, strict=True):
+        if not tokens:
+            assert row["status"] == "empty"
+            assert all(row[name] is None for name in row if name not in ("doc_id", "status"))
+            continue
+        assert row["status"] == "ok"
+        for name, value in reference(scorer, tiny_t5.plain, tokens).items():
+            assert row[name] == pytest.approx(value, rel=1e-5)
+    manifest = artefact.load(config.output, "scores").manifest
+    empty = sum(not tokens for tokens in documents)
+    assert manifest.counts["documents"] == {"ok": len(documents) - empty, "empty": empty}
+    assert manifest.tokens == sum(map(len, documents))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"row_length": 25, "batch_rows": 8},
+        {"row_length": 300, "batch_rows": 8},
+        {"batch_rows": 24},
+        {"fsdp": 4},
+        {"fsdp": 2, "tensor": 2},
+        {"tensor": 8, "batch_rows": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scorer", [ASK, SPAN], ids=["ask_llm", "span"])
+def test_scores_do_not_depend_on_how_they_are_computed(
+    config, scorer, changes, scores_of, eight_devices
+):
+    if scorer is ASK and changes.get("row_length") == 25:
+        changes = changes | {"row_length": 48}
+    expected, found = scores_of(scorer), run(config, scorer=scorer, **changes)
+    assert found["doc_id"].equals(expected["doc_id"])
+    assert found["status"].to_pylist() == expected["status"].to_pylist()
+    for name in expected.column_names[2:]:
+        a, b = (t[name].combine_chunks().fill_null(0).to_numpy() for t in (expected, found))
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="session")
+def scores_of(corpus_path, model_path, tmp_path_factory):
+    """A scorer's scores under one setting, computed once."""
+    known: dict = {}
+
+    def get(scorer) -> pa.Table:
+        if scorer not in known:
+            path = tmp_path_factory.mktemp("expected")
+            known[scorer] = run(
+                ScoreConfig(
+                    corpus=str(corpus_path),
+                    output=str(path / "scores"),
+                    scorer=scorer,
+                    model=str(model_path),
+                    row_length=64,
+                    batch_rows=8,
+                    dtype="float32",
+                    compilation_cache=None,
+                )
+            )
+        return known[scorer]
+
+    return get
+
+
+def test_workers_share_the_shards_and_leave_the_same_bytes(config, tmp_path):
+    run(config)
+    alone = {file.name: file.read_bytes() for file in sorted(Path(config.output).iterdir())}
+    shared = dataclasses.replace(config, output=str(tmp_path / "shared"), workers=2)
+    assert engine.run(dataclasses.replace(shared, worker=1)) is None
+    # Batch size may change between one start and the next; here it must not, to compare bytes.
+    assert engine.run(dataclasses.replace(shared, worker=0)) is not None
+    together = {file.name: file.read_bytes() for file in sorted(Path(shared.output).iterdir())}
+    assert alone.keys() == together.keys()
+    for name in alone:
+        if name != "measured.json":
+            assert alone[name] == together[name], name
+
+
+def test_a_selection_bounds_what_is_scored(config, tmp_path, scores_of, corpus_path):
+    corpus = load_corpus(corpus_path)
+    schema = pa.schema([("doc_id", pa.int64()), ("n_tokens", pa.int32())])
+    inputs = {"corpus": corpus.artefact}
+    build = Build(tmp_path / "some", "selection", {}, inputs, corpus.num_shards, schema)
+    kept = set()
+    for shard in build.pending():
+        rows = corpus.columns(shard, ["doc_id", "n_tokens"])
+        rows = rows.take(np.arange(0, rows.num_rows, 3))
+        kept |= set(rows["doc_id"].to_pylist())
+        with build.shard(shard) as writer:
+            writer.write(rows)
+    build.finish()
+    everything = {row["doc_id"]: row for row in scores_of(CAUSAL).to_pylist()}
+    some = run(config, within=str(tmp_path / "some")).to_pylist()
+    assert len(some) == len(everything)
+    for row in some:
+        if row["doc_id"] not in kept:
+            assert row["status"] == "not_selected"
+            assert row["nll"] is None
+        elif row["status"] == "ok":
+            assert row["nll"] == pytest.approx(everything[row["doc_id"]]["nll"], rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------
+# What must be refused, or reported
+
+
+def test_a_poisoned_document_does_not_reach_its_neighbours(
+    config, tmp_path, random_shards, scores_of, build_corpus
+):
+    """Ids beyond the model's table give NaN, in the whole row that the document stands in."""
+
+    shards = [list(map(list, shard)) for shard in random_shards]
+    shards[2][5] = [5, 6, 500, 7]
+    shards[2][9] = [600] * 30
+    build_corpus(tmp_path / "poisoned", shards)
+    found = run(config, corpus=str(tmp_path / "poisoned"), row_length=96).to_pylist()
+    expected = scores_of(CAUSAL).to_pylist()
+    poisoned = {(2 << 32) + 5, (2 << 32) + 9}
+    for row, other in zip(found, expected, strict=True):
+        if row["doc_id"] in poisoned:
+            assert row["status"] == "not_finite"
+            assert row["nll"] is None
+        else:
+            assert row["status"] == other["status"]
+            if row["status"] == "ok":
+                assert row["nll"] == pytest.approx(other["nll"], rel=1e-5)
+    counts = artefact.load(config.output).manifest.counts["documents"]
+    assert counts["not_finite"] == 2
+
+
+def test_a_model_that_answers_only_nan_stops_the_run(config, tmp_path, tiny_t5, monkeypatch):
+    import jax
+
+    from models import weights
+
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, tiny_t5.params)
+    weights.save(tmp_path / "broken", tiny_t5.model, broken)
+    monkeypatch.setattr(engine, "_DOUBTFUL", 10)
+    with pytest.raises(FloatingPointError, match="none of the first"):
+        run(config, model=str(tmp_path / "broken"))
+    assert not list(Path(config.output).glob(".*.tmp"))  # the unfinished shard is not left behind
+
+
+def test_other_settings_are_refused_in_a_begun_directory(config, tmp_path, tiny_t5):
+    import jax
+
+    from models import weights
+
+    run(config)
+    with pytest.raises(ConfigurationChanged, match="row_lengths"):
+        run(config, row_length=80)
+    with pytest.raises(ConfigurationChanged, match="scorer"):
+        run(config, scorer=ASK)
+    other = jax.tree.map(lambda leaf: leaf + 1e-3, tiny_t5.params)
+    weights.save(tmp_path / "other", tiny_t5.model, other)
+    with pytest.raises(ConfigurationChanged, match="digest"):
+        run(config, model=str(tmp_path / "other"))
+    run(config, batch_rows=16)  # no number changes
+
+
+def test_unfit_models_and_settings_are_refused(config, tmp_path, tiny_t5):
+    import jax
+
+    from models import weights
+    from models.model import Model
+
+    small = Model(dataclasses.replace(tiny_t5.model.config, vocab_size=300))
+    weights.save(tmp_path / "small", small, jax.jit(small.init)(jax.random.key(0)))
+    with pytest.raises(VocabularyError, match="knows 300 ids"):
+        run(config, model=str(tmp_path / "small"))
+    with pytest.raises(ScoreError, match="shorter than a window"):
+        run(config, row_length=20)
+    with pytest.raises(ScoreError, match="does not divide"):
+        run(config, batch_rows=3)
+
+
+def test_a_model_of_another_vocabulary_is_refused(tmp_path, tiny_t5, t5_vocabulary_file):
+    import sentencepiece
+
+    from models import weights
+
+    sentencepiece.SentencePieceTrainer.Train(
+        input=__file__, model_prefix=str(tmp_path / "own"), vocab_size=200, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    own = Vocabulary.from_file(tmp_path / "own.model")
+    weights.save(tmp_path / "model", tiny_t5.model, tiny_t5.params, tmp_path / "own.model")
+    engine.require_vocabulary(str(tmp_path / "model"), tiny_t5.model.config, own)
+    big = dataclasses.replace(tiny_t5.model.config, vocab_size=40_000)
+    theirs = Vocabulary.from_file(t5_vocabulary_file)
+    with pytest.raises(VocabularyError, match="is needed"):
+        engine.require_vocabulary(str(tmp_path / "model"), big, theirs)
+
+
+def test_a_changed_corpus_is_noticed(config, tmp_path, random_shards, build_corpus):
+
+    build_corpus(tmp_path / "corpus", random_shards)
+    build_corpus(tmp_path / "shorter", [random_shards[0][:-2], *random_shards[1:]])
+    name = "data-00000-of-00003.parquet"
+    (tmp_path / "corpus" / name).write_bytes((tmp_path / "shorter" / name).read_bytes())
+    with pytest.raises(ArtefactError, match="holds 21"):
+        run(config, corpus=str(tmp_path / "corpus"))
+
+
+# --------------------------------------------------------------------------------------------------
+# The pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A scorer whose step needs no model: the "answer" at a position is the token itself."""
+
+    def prepare(self, model, vocabulary) -> Prepared:
+        def windows(documents: Documents) -> Windows:
+            some = np.flatnonzero(documents.lengths)
+            kept = documents.take(some)
+            return Windows(some, (Side("decoder", kept.offsets, {"tokens": kept.tokens}),))
+
+        def finish(documents: Documents, windows: Windows, answers: np.ndarray) -> Scores:
+            owner = np.repeat(windows.document, windows.sides[0].lengths)
+            return Scores({"sum": np.bincount(owner, answers, minlength=len(documents))})
+
+        return Prepared(
+            "counting", {"sum": Column(pa.float64(), "sum of ids")}, ("decoder",), (512,), (),
+            windows, None, finish,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk_documents", [1, 8, 10_000])
+@pytest.mark.parametrize("batch_rows", [1, 7])
+def test_chunks_and_batches_lose_nothing(
+    corpus_path, tmp_path, monkeypatch, random_shards, chunk_documents, batch_rows
+):
+    monkeypatch.setattr(batches, "CHUNK_DOCUMENTS", chunk_documents)
+    monkeypatch.setattr(batches, "_READ_DOCUMENTS", 5)
+    corpus = load_corpus(corpus_path)
+    prepared = Counting().prepare(None, None)
+    reader = Reader(corpus, None, prepared, (300,), batch_rows)
+    inputs = {"corpus": corpus.artefact}
+    schema = schema_of(prepared.columns)
+    build = Build(tmp_path / "sums", "scores", {}, inputs, corpus.num_shards, schema)
+    seen = []
+
+    def ask(rows):
+        seen.append({name: values.shape for name, values in rows.items()})
+        return rows["tokens"].astype(np.float32)
+
+    engine.score(reader, build.pending(), ask, build)
+    scores = build.finish()
+    assert all(shapes == reader.batch_shapes for shapes in seen)
+    for shard, documents in enumerate(random_shards):
+        sums = scores.read(shard)["sum"].to_pylist()
+        assert sums == [sum(tokens) if tokens else None for tokens in documents]
+
+
+def test_errors_of_every_thread_reach_the_caller(corpus_path, tmp_path):
+    corpus = load_corpus(corpus_path)
+    prepared = Counting().prepare(None, None)
+    schema = schema_of(prepared.columns)
+
+    def attempt(place, prepared=prepared, ask=lambda rows: rows["tokens"] * 1.0):
+        inputs = {"corpus": corpus.artefact}
+        build = Build(tmp_path / place, "scores", {}, inputs, corpus.num_shards, schema)
+        engine.score(Reader(corpus, None, prepared, (300,), 2), build.pending(), ask, build)
+
+    def fail(*_):
+        raise RuntimeError("on purpose")
+
+    def fail_with_documents(documents):
+        return fail() if len(documents) else prepared.windows(documents)
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        attempt("ahead", prepared=dataclasses.replace(prepared, windows=fail_with_documents))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        attempt("driver", ask=fail)
+    wrong = dataclasses.replace(prepared, columns={"other": prepared.columns["sum"]})
+    with pytest.raises(KeyError):
+        attempt("unpacking", prepared=wrong)
+    other = dataclasses.replace(prepared, columns={"sum": Column(pa.string(), "not a number")})
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError)):
+        attempt("columns", prepared=other)
+
+
+def test_the_estimate_is_what_a_run_measures(config, capsys):
+    run(config)
+    measured = json.loads((Path(config.output) / "measured.json").read_text())
+    corpus = load_corpus(config.corpus)
+    found = engine.dry_run(config, corpus, None)
+    assert found.documents == corpus.artefact.manifest.rows
+    assert found.tokens == measured["model_tokens"]
+    assert found.useful_flops == pytest.approx(measured["useful_flops"])
+    assert found.rows == pytest.approx(measured["rows"], abs=corpus.num_shards)
+    assert found.done_flops > found.useful_flops > 0
+    assert engine.run(dataclasses.replace(config, dry_run=True, output="nowhere")) is None
+    text = capsys.readouterr().out
+    assert "accelerator-hours" in text
+    assert not Path("nowhere").exists()
+
+
+def test_flops_of_windows_are_those_of_single_rows(tiny_t5):
+    from models import flops
+
+    for sides in (("encoder", "decoder"), ("decoder", "answer")):
+        costs = estimate.Costs(tiny_t5.model.config, sides)
+        total = costs.of(np.array([[3, 5], [10, 1]]))
+        assert total == pytest.approx(costs.of(np.array([[3, 5]])) + costs.of(np.array([[10, 1]])))
+    shapes = {"encoder_input_tokens": (1, 3), "decoder_input_tokens": (1, 5)}
+    expected = flops.forward_flops(tiny_t5.model.config, shapes)
+    costs = estimate.Costs(tiny_t5.model.config, ("encoder", "decoder"))
+    assert costs.of(np.array([[3, 5]])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("file", ["ask_llm.gin", "likelihood.gin"])
+def test_gin_files_make_configurations(file):
+    built = configuration.build(
+        engine.NAME,
+        engine.CONFIGURABLES,
+        [str(REPOSITORY / "configs" / "score" / file)],
+        ["CORPUS = 'somewhere'", "Score.batch_rows = 4"],
+    )
+    assert isinstance(built, ScoreConfig)
+    assert (built.corpus, built.batch_rows) == ("somewhere", 4)
+    by_hand = AskLLM() if file == "ask_llm.gin" else Likelihood("span")
+    assert built.scorer == by_hand
+    assert artefact.config_of(built.scorer) == artefact.config_of(by_hand)
+
+
+def test_imports_are_light():
+    script = (
+        "import sys; import pruning.scoring; assert 'numpy' not in sys.modules;"
+        "import pruning.scoring.engine; assert 'jax' not in sys.modules;"
+        "import pruning.scoring.device, pruning.scoring.estimate;"
+        "bad = {'tensorflow', 'seqio', 'torch', 'transformers'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
