@@ -30,6 +30,10 @@ Load = tuple[jax.Array, jax.Array]  # tiles float32 [tiles, TILE, width], valid 
 _NUDGE = 1.0 / 1024  # how far the halves of a split cluster start from its centroid
 
 
+class TooFewVectors(ValueError):
+    """There are fewer vectors than clusters."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Clusters:
     """The outcome of k-means.
@@ -149,7 +153,7 @@ def first_centroids(
       float32 [clusters, width].
 
     Raises:
-      ValueError: there are fewer vectors than clusters.
+      TooFewVectors: there are fewer than clusters.
     """
     keys = np.zeros(0, np.uint64)
     vectors: np.ndarray | None = None
@@ -159,7 +163,7 @@ def first_centroids(
         first = np.argsort(keys, kind="stable")[:clusters]
         keys, vectors = keys[first], vectors[first]
     if vectors is None or len(vectors) < clusters:
-        raise ValueError(
+        raise TooFewVectors(
             f"{len(keys)} vectors cannot make {clusters} clusters: ask for fewer clusters or give "
             "more training documents."
         )

@@ -89,7 +89,7 @@ def run(config: DensityConfig) -> Artefact | None:
     Raises:
       ArtefactError: corpus and embeddings do not belong together, or a sketch is damaged.
       ConfigurationChanged: the output was begun with other settings.
-      ValueError: a sketch to be added has other hashes.
+      SketchError: a sketch to be added has other hashes.
     """
     corpus = load_corpus(config.corpus)
     embeddings = Embeddings.open(config.embeddings, config.column, corpus.artefact)

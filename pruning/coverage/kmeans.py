@@ -93,7 +93,7 @@ def run(config: KMeansConfig) -> Artefact | None:
     Raises:
       ArtefactError: corpus and embeddings do not belong together.
       ConfigurationChanged: the output was begun with other settings.
-      ValueError: there are fewer training documents than clusters.
+      TooFewVectors: there are fewer training documents than clusters.
     """
     corpus = load_corpus(config.corpus)
     embeddings = Embeddings.open(config.embeddings, config.column, corpus.artefact)

@@ -40,6 +40,10 @@ from pruning.coverage.embeddings import AXIS
 _SPREAD = 16  # a unit vector's projections stay within 8 deviations on either side
 
 
+class SketchError(ValueError):
+    """A sketch is damaged, or does not belong to another one."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Race:
     """The size and the kernel of a sketch.
@@ -129,12 +133,12 @@ class Sketch:
         """How many vectors were counted.
 
         Raises:
-          ValueError: the rows disagree, so the counts were damaged or did not belong together.
+          SketchError: the rows disagree, so the counts were damaged or did not belong together.
         """
         sums = self.counts.sum(axis=1)
         if (sums != sums[0]).any():
             bad = int(np.flatnonzero(sums != sums[0])[0])
-            raise ValueError(
+            raise SketchError(
                 f"row 0 of the sketch counts {sums[0]} documents, row {bad} counts {sums[bad]}: "
                 "it is damaged. Delete it and count again."
             )
@@ -144,10 +148,10 @@ class Sketch:
         """The sketch of both sets of vectors.
 
         Raises:
-          ValueError: the hashes differ.
+          SketchError: the hashes differ.
         """
         if self.race != other.race or not np.array_equal(self.projections, other.projections):
-            raise ValueError(
+            raise SketchError(
                 f"sketches with different hashes do not add up: {self.race} of width "
                 f"{len(self.projections)}, and {other.race} of width {len(other.projections)}."
             )

@@ -29,6 +29,10 @@ Loss = Literal["logistic", "squared"]
 _ITERATIONS = 200
 
 
+class LinearError(ValueError):
+    """A model cannot be fitted, or does not fit."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Bags:
     """Documents as sparse vectors of length 1, one after another.
@@ -111,10 +115,10 @@ class Linear:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Linear:
-        """Raises ValueError when the model belongs to other hashes."""
+        """Raises LinearError when the model belongs to other hashes."""
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             if (scheme := str(file["scheme"])) != SCHEME:
-                raise ValueError(
+                raise LinearError(
                     f"the model was fitted to the hashes {scheme!r}, this version has {SCHEME!r}: "
                     "fit it again."
                 )
@@ -132,11 +136,11 @@ def fit(bags: Bags, targets: np.ndarray, features: Features, loss: Loss, l2: flo
       l2: weight of the penalty, in documents.
 
     Raises:
-      ValueError: there is nothing to tell apart.
+      LinearError: there is nothing to tell apart.
     """
     targets = np.asarray(targets, np.float64)
     if len(targets) < 2 or np.ptp(targets) == 0:
-        raise ValueError(f"{len(targets)} documents with one target teach nothing.")
+        raise LinearError(f"{len(targets)} documents with one target teach nothing.")
     count = len(targets)
     x = bags.matrix(features.buckets)
     transposed = x.T.tocsr()
