@@ -537,10 +537,14 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     checkpoints = Checkpoints(run, config.keep)
     with checkpoints, partitioning.use(mesh), runtime.StopSignal() as stop:
         # ---- model -------------------------------------------------------------------------------
+        params = None
         if checkpoints.steps() and (run / MODEL_FILE).exists():
             shape = from_dict(read_config(run))
         elif config.initial_weights is not None:
-            shape = weights.read_config(config.initial_weights)
+            loaded, params = weights.load(
+                config.initial_weights, mesh=mesh, scan_layers=config.scan_layers is not False
+            )
+            shape = loaded.config
         else:
             shape = NAMED[config.model] if isinstance(config.model, str) else config.model
         overrides = {
@@ -570,16 +574,11 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             state = State(step, params, opt_state)
             _say(f"{run}: continuing from step {first}")
         else:
-            first, params = 0, None
-            if config.initial_weights is not None:
-                _, params = weights.load(
-                    config.initial_weights, mesh=mesh, scan_layers=model.config.scan_layers
-                )
+            first = 0
             state = jax.jit(initial_state, out_shardings=shardings, donate_argnums=0)(params)
             if chief:
                 write_config(run, model.config.to_dict())
-            del params
-        del restored
+        del params, restored
         metrics = Metrics(config, first)
 
         # ---- step --------------------------------------------------------------------------------

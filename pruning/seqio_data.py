@@ -72,6 +72,26 @@ class SeqioBatches:
                 f"no seqio task or mixture {config.mixture_or_task!r} is registered: name the "
                 f"module that registers it in Seqio.modules (now {list(config.modules)})"
             )
+        self._config = config
+        self._shard = seqio.ShardInfo(process_index, process_count)
+        self._iterator: Iterator[dict[str, Any]] = iter(())
+        self._next_step = -1
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of global batch `step`; the next step is cheap, any other a seek."""
+        if step != self._next_step:
+            self._iterator = self._from(step)
+        self._next_step = step + 1
+        batch = dict(next(self._iterator))
+        batch["decoder_loss_weights"] = batch["decoder_loss_weights"].astype(np.float32)
+        return batch
+
+    def _from(self, step: int) -> Iterator[dict[str, Any]]:
+        # NOTE: built anew for every seek: a tf.data shuffle draws another order, whatever its seed,
+        # each time the same dataset object is iterated.
+        import seqio
+
+        config = self._config
         converters = {
             "encoder_decoder": seqio.EncDecFeatureConverter,
             "language_model": seqio.LMFeatureConverter,
@@ -83,18 +103,8 @@ class SeqioBatches:
             shuffle=config.shuffle,
             num_epochs=None,
             feature_converter=converters[config.converter](pack=config.pack),
-            shard_info=seqio.ShardInfo(process_index, process_count),
+            shard_info=self._shard,
             seed=config.seed,
         )
-        self._dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
-        self._iterator: Iterator[dict[str, Any]] = iter(())
-        self._next_step = -1
-
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This process's rows of global batch `step`; the next step is cheap, any other a seek."""
-        if step != self._next_step:
-            self._iterator = self._dataset.skip(step).prefetch(2).as_numpy_iterator()
-        self._next_step = step + 1
-        batch = dict(next(self._iterator))
-        batch["decoder_loss_weights"] = batch["decoder_loss_weights"].astype(np.float32)
-        return batch
+        rows = config.batch_size // self._shard.num_shards
+        return dataset.batch(rows, drop_remainder=True).skip(step).prefetch(2).as_numpy_iterator()
