@@ -48,12 +48,14 @@ def write(
     columns: Mapping[str, Column],
     status: np.ndarray,
     values: Mapping[str, np.ndarray],
+    seconds: float = 0.0,
 ) -> None:
     """Writes one shard.
 
     Args:
       status: int8 [n], codes of `STATUSES`.
       values: column -> [n]; what stands beside a status other than "ok" is not kept.
+      seconds: that it took to compute, for measured.json.
     """
     table = corpus.columns(shard, ["doc_id", "n_tokens"])
     ok = status == _OK
@@ -78,6 +80,7 @@ def write(
         codes, counts = np.unique(status, return_counts=True)
         tokens = int(table["n_tokens"].to_numpy()[ok].sum(dtype=np.int64))
         writer.tokens = tokens
+        writer.measured = {"seconds": seconds}
         writer.counts = {
             "documents": {
                 STATUSES[code]: int(count)

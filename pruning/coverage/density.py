@@ -18,6 +18,7 @@ Choices
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -114,6 +115,7 @@ def run(config: DensityConfig) -> Artefact | None:
 
     with progress.track("look up", embeddings.documents, "documents") as task:
         for shard in build.pending(worker, workers):
+            started = time.perf_counter()
             doc_ids = corpus.columns(shard, ["doc_id"])["doc_id"].to_numpy()
             status = derived.status_of(embeddings.artefact, shard, doc_ids)
             density = np.zeros(len(doc_ids))
@@ -124,7 +126,8 @@ def run(config: DensityConfig) -> Artefact | None:
                 share = np.asarray(share).reshape(-1)[: len(rows)]
                 density[rows] = without_chance(config.race, share, documents)
                 task.advance(len(rows))
-            derived.write(build, shard, corpus, COLUMNS, status, {"density": density})
+            seconds = time.perf_counter() - started
+            derived.write(build, shard, corpus, COLUMNS, status, {"density": density}, seconds)
     files = [record["shard"]["file"] for record in build.records() if record is not None]
     summary: dict[str, Any] = {"documents": documents}
     if len(files) == build.num_shards:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -117,6 +118,7 @@ def run(config: KMeansConfig) -> Artefact | None:
 
     with progress.track("assign", embeddings.documents, "documents") as task:
         for shard in build.pending(worker, workers):
+            started = time.perf_counter()
             doc_ids = corpus.columns(shard, ["doc_id"])["doc_id"].to_numpy()
             status = derived.status_of(embeddings.artefact, shard, doc_ids)
             cluster = np.zeros(len(doc_ids), np.int32)
@@ -127,7 +129,8 @@ def run(config: KMeansConfig) -> Artefact | None:
                 similarity[rows] = np.asarray(cosine).reshape(-1)[: len(rows)]
                 task.advance(len(rows))
             values = {"cluster": cluster, "centroid_similarity": similarity}
-            derived.write(build, shard, corpus, COLUMNS, status, values)
+            seconds = time.perf_counter() - started
+            derived.write(build, shard, corpus, COLUMNS, status, values, seconds)
     return derived.finish(
         build,
         "kmeans",

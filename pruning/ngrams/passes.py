@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -125,6 +126,7 @@ def _score_shard(
     shard: int,
     report: parallel.Report,
 ) -> None:
+    started = time.perf_counter()
     status = derived.status_within(texts.corpus, shard, texts.within)
     rows = texts.rows(shard)
     found: dict[str, list[np.ndarray]] = {name: [] for name in columns}
@@ -139,7 +141,8 @@ def _score_shard(
     for name, parts in found.items():
         whole[name][rows] = np.concatenate([np.zeros(0), *parts])
     status[rows[np.concatenate([np.zeros(0), *lengths]) == 0]] = STATUSES.index(EMPTY)
-    derived.write(build, shard, texts.corpus, columns, status, whole)
+    seconds = time.perf_counter() - started
+    derived.write(build, shard, texts.corpus, columns, status, whole, seconds)
 
 
 def sample(

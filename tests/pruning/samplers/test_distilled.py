@@ -1,0 +1,91 @@
+"""The distilled scorer learns a teacher that words explain, and says how well."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pruning.artefact import ArtefactError
+from pruning.scorers import distilled
+from pruning.scorers.distilled import DistillConfig, Lessons, agreement
+
+
+def texts(n, seed):
+    random = np.random.default_rng(seed)
+    ids = random.zipf(1.3, (n, 50)) % 400
+    return [" ".join(f"w{i}" for i in row) for row in ids.tolist()], (ids < 20).mean(axis=1)
+
+
+@pytest.fixture
+def world(tmp_path, write):
+    """Three shards; the teacher has scored four documents of five, by what words they have."""
+    parts = [texts(n, seed) for seed, n in enumerate((900, 0, 700))]
+    corpus = write.corpus(tmp_path / "corpus", [part[0] for part in parts])
+    teaching = [np.log(0.05 + part[1]) for part in parts]
+    skipped = {
+        (k, row): "not_selected" for k in range(3) for row in range(0, corpus.documents(k), 5)
+    }
+    columns = {
+        "ask_llm_yes": [t.astype(np.float32) for t in teaching],
+        "ask_llm_no": [np.zeros(len(t), np.float32) for t in teaching],
+    }
+    teacher = write.scores(tmp_path / "teacher", corpus, columns, skipped)
+    return tmp_path, corpus, teacher, np.concatenate(teaching), skipped
+
+
+def config_of(world, name, **settings):
+    path = world[0]
+    return DistillConfig(
+        str(path / "corpus"), str(path / "teacher"), str(path / name), workers=1, **settings
+    )
+
+
+def test_the_student_ranks_documents_that_the_teacher_never_saw(world, column):
+    _, corpus, _, truth, skipped = world
+    scores = distilled.run(config_of(world, "student"))
+    found = column(scores, "student")
+    assert not np.isnan(found).any()
+    unseen = np.array([(k, row) in skipped for k in range(3) for row in range(corpus.documents(k))])
+    assert np.corrcoef(found[unseen], truth[unseen])[0, 1] > 0.9
+    summary = scores.manifest.summary
+    assert summary["spearman"] > 0.9 and summary["best_tenth_overlap"] > 0.6
+    assert summary["examples"] + summary["held_out"] == 1600 - len(skipped)
+    # Predictions are in the teacher's units.
+    assert abs((found - truth)[unseen].mean()) < 0.05
+
+
+def test_lessons_are_the_teachers_documents(world):
+    _, corpus, teacher, truth, skipped = world
+    lessons = Lessons.of(corpus, teacher, "ask_llm_ratio", 10_000, seed=0)
+    places = [(k, row) for k, rows in enumerate(lessons.rows) for row in rows.tolist()]
+    assert set(places).isdisjoint(skipped) and len(places) == 1600 - len(skipped)
+    starts = {0: 0, 2: 900}
+    expected = [truth[starts[k] + row] for k, row in places]
+    np.testing.assert_allclose(lessons.targets, expected, rtol=1e-6)
+    assert 0.05 < lessons.held_out.mean() < 0.15
+    few = Lessons.of(corpus, teacher, "ask_llm_ratio", 100, seed=0)
+    assert len(few.targets) == 100
+    assert set(np.round(few.targets, 6)) <= set(np.round(lessons.targets, 6))
+
+
+def test_agreement():
+    teacher = np.arange(100.0)
+    assert agreement(teacher, teacher) == {
+        "held_out": 100, "spearman": pytest.approx(1.0), "best_tenth_overlap": 1.0
+    }  # fmt: skip
+    assert agreement(-teacher, teacher)["spearman"] == pytest.approx(-1.0)
+    assert agreement(-teacher, teacher)["best_tenth_overlap"] == 0.0
+    shifted = np.where(teacher >= 95, -1.0, teacher)  # half of the best are lost
+    assert agreement(shifted, teacher)["best_tenth_overlap"] == 0.5
+
+
+def test_a_teacher_without_scores_teaches_nothing(world, write):
+    path, corpus = world[:2]
+    nothing = {(k, row): "empty" for k in range(3) for row in range(corpus.documents(k))}
+    columns = {"ask_llm_yes": [np.zeros(corpus.documents(k), np.float32) for k in range(3)]}
+    write.scores(path / "silent", corpus, columns, nothing)
+    config = config_of(world, "x", score="ask_llm")
+    with pytest.raises(ArtefactError, match="0 scores to learn from"):
+        distilled.run(dataclasses.replace(config, teacher=str(path / "silent")))
