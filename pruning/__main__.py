@@ -182,7 +182,7 @@ def _configurables(module: str) -> Iterator[tuple[str, ast.ClassDef]]:
             yield from _configurables(".".join(origins[item.value.id]))  # **sources.CONFIGURABLES
         elif isinstance(item, ast.Name):
             place, original = origins.get(item.id, (module, item.id))
-            named = constants.get(key.id) if isinstance(key, ast.Name) else key
+            named: Any = constants.get(key.id) if isinstance(key, ast.Name) else key
             for node in _source(place).body:
                 if isinstance(node, ast.ClassDef) and node.name == original:
                     yield ast.literal_eval(named), node

@@ -62,7 +62,10 @@ def run_shards(work: Work, shards: Sequence[int], workers: int, on_report: Repor
             theirs.close()
             processes[ours] = process
         while processes:
-            for pipe in connection.wait(list(processes)):
+            ready: list[Any] = connection.wait(list(processes))
+            for pipe in ready:
+                kind: str
+                value: Any
                 try:
                     kind, value = pipe.recv()
                 except EOFError:
@@ -128,7 +131,8 @@ def _portable(error: Exception) -> Exception:
 
 
 def _obituary(shard: int | None, exitcode: int | None) -> str:
-    how = f"was killed by signal {-exitcode}" if (exitcode or 0) < 0 else f"ended with {exitcode}"
+    code = exitcode or 0
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
     where = "at its start" if shard is None else f"in shard {shard}"
     return (
         f"a worker {how} {where}. With signal 9 the machine was likely out of memory: use fewer "
