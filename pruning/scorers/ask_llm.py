@@ -48,14 +48,13 @@ OPTIONS:
 - yes
 - no"""
 
+TRUNCATED = Column(pa.int32(), "tokens at the document's end that the model was not shown")
 COLUMNS = {
     "ask_llm_yes": Column(
         pa.float32(), "natural-log probability, over the whole vocabulary, that the answer is yes"
     ),
     "ask_llm_no": Column(pa.float32(), "the same for no"),
-    "truncated_tokens": Column(
-        pa.int32(), "tokens at the document's end that the judge was not shown"
-    ),
+    "truncated_tokens": TRUNCATED,
 }
 
 

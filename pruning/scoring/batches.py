@@ -50,7 +50,7 @@ _STATUS_TYPE = pa.dictionary(pa.int8(), pa.string())
 
 
 def schema_of(columns: Mapping[str, Column]) -> pa.Schema:
-    """Of a score set: doc_id, status, and the scorer's columns, null beside any other status."""
+    """Of a score set: doc_id, status, and the scorer's columns, null unless the status is "ok"."""
     fields = [pa.field("doc_id", pa.int64()), pa.field("status", _STATUS_TYPE)]
     return pa.schema(fields + [pa.field(name, column.type) for name, column in columns.items()])
 
@@ -241,13 +241,11 @@ class Reader:
         of_taken[chunk.documents.lengths == 0] = STATUSES.index(EMPTY)
         status[chunk.taken] = of_taken
 
-        # Row of `documents` for every document of the chunk; null leaves its scores null.
-        row = np.zeros(len(chunk.doc_ids), np.int64)
-        row[chunk.taken] = np.arange(len(chunk.taken))
-        has_scores = status == STATUSES.index(OK)
-        rows = pa.array(row, mask=~has_scores)
+        # Row of `documents` for every document of the chunk; -1 for those without scores.
+        row = np.full(len(chunk.doc_ids), -1)
+        row[chunk.taken] = np.where(of_taken == STATUSES.index(OK), np.arange(len(of_taken)), -1)
         columns = {
-            name: _arrow(scores.columns[name], column.type).take(rows)
+            name: _spread(scores.columns[name], row, column.type)
             for name, column in self.prepared.columns.items()
         }
         table = pa.table(
@@ -310,10 +308,13 @@ def _not_finite(windows: Windows, answers: np.ndarray) -> np.ndarray:
     return np.unique(window[~finite])
 
 
-def _arrow(values: Any, kind: pa.DataType) -> pa.Array:
-    if isinstance(values, pa.Array):
-        return values.cast(kind)
+def _spread(values: Any, row: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """values[row], null where row is -1."""
     if pa.types.is_fixed_size_list(kind):
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
+        # NOTE: Arrow cannot read null vectors of a fixed length back from Parquet: NaN instead.
+        spread = np.full((len(row), kind.list_size), np.nan, values.dtype)
+        spread[row >= 0] = values[row[row >= 0]]
+        flat = pa.array(spread.reshape(-1), kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
-    return pa.array(values, kind)
+    array = values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+    return array.take(pa.array(row, mask=row < 0))

@@ -31,6 +31,7 @@ from pruning import artefact, progress
 from pruning.artefact import Artefact, Build, Counts, config_of
 from pruning.scorers import NOT_FINITE, OK
 from pruning.scorers.ask_llm import AskLLM
+from pruning.scorers.embedding import Embedding
 from pruning.scorers.likelihood import Likelihood
 from pruning.scoring import pipeline
 from pruning.scoring.batches import Ask, Batch, Chunk, Reader, schema_of
@@ -55,7 +56,7 @@ class ScoreConfig:
     Attributes:
       corpus: the corpus to score.
       output: the score set's directory.
-      scorer: what is asked: `@AskLLM()` or `@Likelihood()`.
+      scorer: what is asked: `@AskLLM()`, `@Likelihood()` or `@Embedding()`.
       model: whatever `models.weights.load` takes: a directory, a training run, a hub name. For a
         dry run a published shape will do, such as "flan_t5_xl".
       row_length: positions of a packed row; longer rows waste less on padding, more on attention.
@@ -73,7 +74,7 @@ class ScoreConfig:
 
     corpus: str
     output: str
-    scorer: AskLLM | Likelihood
+    scorer: AskLLM | Likelihood | Embedding
     model: str
     row_length: int = 1024
     batch_rows: int = 16
@@ -89,7 +90,12 @@ class ScoreConfig:
 
 
 NAME = "Score"
-CONFIGURABLES: dict[str, type] = {NAME: ScoreConfig, "AskLLM": AskLLM, "Likelihood": Likelihood}
+CONFIGURABLES: dict[str, type] = {
+    NAME: ScoreConfig,
+    "AskLLM": AskLLM,
+    "Likelihood": Likelihood,
+    "Embedding": Embedding,
+}
 
 
 def run(config: ScoreConfig) -> Artefact | None:

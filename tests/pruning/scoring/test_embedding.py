@@ -1,0 +1,76 @@
+"""Embeddings: a document's vector is that of its own tokens, whatever else stood in the row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pruning.corpus import load_corpus
+from pruning.scorers import ScoreError
+from pruning.scorers.embedding import Embedding
+from pruning.scoring import engine
+from pruning.scoring.engine import ScoreConfig
+
+
+@pytest.fixture(scope="module")
+def sentence_t5(tmp_path_factory, tiny_t5):
+    """(its directory, Model, parameters)."""
+    import jax
+
+    from models import weights
+    from models.model import Model
+
+    shape = dataclasses.replace(tiny_t5.model.config, num_decoder_layers=0, sentence_head=20)
+    model = Model(shape)
+    params = jax.jit(model.init)(jax.random.key(5))
+    path = tmp_path_factory.mktemp("sentence") / "model"
+    weights.save(path, model, params)
+    return path, model, params
+
+
+@pytest.mark.parametrize("store, error", [("float32", 1e-5), ("float16", 5e-4)])
+def test_embeddings_are_those_of_single_documents(
+    sentence_t5, corpus_path, tmp_path, random_shards, store, error
+):
+    import jax
+
+    path, model, params = sentence_t5
+    scores = engine.run(
+        ScoreConfig(
+            corpus=str(corpus_path),
+            output=str(tmp_path / "embedding"),
+            scorer=Embedding(max_tokens=32, store=store),
+            model=str(path),
+            row_length=64,
+            batch_rows=8,
+            dtype="float32",
+            compilation_cache=None,
+        )
+    )
+    embed = jax.jit(lambda params, ids: model.bind(params).embed(ids))
+    for shard in range(load_corpus(corpus_path).num_shards):
+        rows = scores.read(shard)
+        if not rows.num_rows:
+            continue
+        alone = np.zeros((rows.num_rows, 32), np.int32)
+        for i, tokens in enumerate(random_shards[shard]):
+            kept = tokens[:31]
+            alone[i, : len(kept) + 1] = [*kept, 1]
+        expected = np.asarray(embed(params, alone))
+        for i, (row, tokens) in enumerate(zip(rows.to_pylist(), random_shards[shard], strict=True)):
+            if not tokens:
+                assert row["status"] == "empty"
+                assert np.isnan(row["embedding"]).all()
+                assert row["truncated_tokens"] is None
+                continue
+            assert row["truncated_tokens"] == max(len(tokens) - 31, 0)
+            assert len(row["embedding"]) == 20
+            np.testing.assert_allclose(row["embedding"], expected[i], atol=error)
+            assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=10 * error)
+
+
+def test_a_model_without_a_sentence_head_is_refused(tiny_t5):
+    with pytest.raises(ScoreError, match="sentence head"):
+        Embedding().prepare(tiny_t5.model, None)
