@@ -106,7 +106,21 @@ class Losses:
         return float(self.nats.sum() / math.log(2) / self.n_bytes.sum())
 
 
-def run(config: PerplexityConfig) -> dict[str, Any]:
+def run(config: PerplexityConfig) -> list[str]:
+    """Evaluates, or finishes evaluating, and says a line for every evaluation set."""
+    result = evaluate(config)
+    lines = [
+        f"{name}: {found['loss']:.4f} nats per token (95%: {found['loss_interval'][0]:.4f} to "
+        f"{found['loss_interval'][1]:.4f}), perplexity {found['perplexity']:.3f}, "
+        f"{found['bits_per_byte']:.4f} bits per byte, {found['documents']:,} documents"
+        for name, found in result["sets"].items()
+    ]
+    for name, found in result["objective"].items():
+        lines.append(f"{name}: {found['loss']:.4f} nats per target token of the objective")
+    return lines
+
+
+def evaluate(config: PerplexityConfig) -> dict[str, Any]:
     """Evaluates, or finishes evaluating, and returns what result.json holds."""
     from pruning.scoring import engine
 

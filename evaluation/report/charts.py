@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from evaluation.agreement import Agreement
+from evaluation.plan import FULL
 from evaluation.report.comparison import Cell
-from evaluation.report.results import FULL, RANDOM
+from evaluation.report.results import RANDOM
 
 INK, RULE, PAPER = "#23272e", "#c9ccd1", "#fefefe"
 _GREY = "#868c96"

@@ -20,7 +20,8 @@ import numpy as np
 
 from evaluation import bootstrap
 from evaluation.perplexity import Losses
-from evaluation.report.results import FULL, RANDOM, Curve, Run
+from evaluation.plan import FULL
+from evaluation.report.results import RANDOM, Curve, Run
 
 
 @dataclasses.dataclass(frozen=True)

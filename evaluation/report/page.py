@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from evaluation import agreement, bootstrap
+from evaluation.plan import FULL
 from evaluation.report import charts, comparison, words
 from evaluation.report.charts import Chart, Palette, Window
 from evaluation.report.comparison import Cell
-from evaluation.report.results import FULL, Cost, Results, Score
+from evaluation.report.results import Cost, Results, Score
 from pruning import artefact
 
 _HERE = Path(__file__).parent

@@ -1,9 +1,6 @@
-"""Reads a study's artefacts into plain arrays and records. Nothing here decides or draws.
+"""What a report is made of: a study's results as plain arrays and records.
 
-Choices
-- The study's plan.json says where everything is; the artefacts say what it is.
-- Documents of the pool are read once, without their text. Of a pool of more than `MOST_DOCUMENTS`,
-  whole shards are taken, evenly spaced, and the report says so.
+Nothing here reads (reading.py), decides (comparison.py) or draws (charts.py).
 """
 
 from __future__ import annotations
@@ -16,9 +13,7 @@ import numpy as np
 
 from evaluation.perplexity import Losses
 
-FULL = "full"
 RANDOM = "random"
-MOST_DOCUMENTS = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,203 @@
+"""A study: one corpus, some scorers, some samplers, some keep-rates, and what each of them buys.
+
+    python -m evaluation study --gin_file=configs/quickstart.gin
+
+One configuration names them all; `plan` writes it out as stages, each a command line that can be
+run by hand, and the scheduler runs these. What the stages leave:
+
+    vocabulary/  corpus/                what everything is made from
+    splits/scoring, pool, <evaluation>  parts of the corpus that share no document
+    corpora/<evaluation>                evaluation sets that are corpora of their own
+    models/scoring, judge               what scores
+    scores/<scorer>                     over the pool
+    runs/<sampler>-<rate>-<seed>/       selection/, train/ and perplexity/ of a cell
+    report/index.html
+    stages/                             logs and notes (stages.py)
+    plan.json                           what is where, for the report
+
+Choices
+- Iso-compute: every run makes the same steps from the same initial parameters, with the same rule
+  for the order of its documents; runs of one seed differ in their selection alone. The epochs that
+  this makes are reported.
+- What scores has not seen what it scores, and nobody has seen what is evaluated: the parts of the
+  corpus are cut by the documents' hashes.
+- Stages are told everything on their command line. A study has no state of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation.plan import PLAN, plan
+from evaluation.recipes import Recipe
+from evaluation.stages import Records
+from pruning import artefact
+
+NAME = "Study"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerPlan:
+    """A scorer.
+
+    Attributes:
+      title: for the report.
+      axis: what its values are, such as "nats per token, higher is likelier".
+      recipe: of `pruning score`.
+      model: "scoring" or "judge", the study's own models, or weights.
+      value: named value of pruning/selection/scores.py.
+      weight: -1 where a lower value is the better one.
+    """
+
+    title: str
+    axis: str
+    recipe: Recipe
+    model: str
+    value: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerPlan:
+    """A way of selecting.
+
+    Attributes:
+      title, rule: for the report.
+      recipe: of `pruning select`.
+      scorer: whose scores it looks at; None for those that look at none.
+    """
+
+    title: str
+    rule: str
+    recipe: Recipe
+    scorer: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationPlan:
+    """An evaluation set: a part of the corpus, or a corpus of its own.
+
+    Attributes:
+      title, rule: for the report; the rule says how its documents were chosen.
+      recipe: of `pruning ingest`, for a corpus of its own.
+      split: the part, [low, high) of the documents' draws; of the study's corpus, or of its own.
+    """
+
+    title: str
+    rule: str
+    recipe: Recipe | None = None
+    split: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.split is None and self.recipe is None:
+            raise ValueError(f"{self.title}: set recipe, split or both.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Settings of `study`.
+
+    Attributes:
+      output: its directory.
+      title, description, caveats: for the report.
+      vocabulary: recipe of `pruning vocabulary`; or a vocabulary, as `Ingest.vocabulary` takes it.
+      vocabulary_size: pieces of a trained vocabulary.
+      corpus: recipe of `pruning ingest`.
+      split: recipe of `pruning select`, for parts of the corpus.
+      scoring_split: part of the corpus that the scoring model and the judge are trained on.
+      pool_split: part that is scored, and selected from.
+      scoring_model: recipe of train.py; or weights.
+      judge: recipe of train.py, which begins with the scoring model's weights; or weights, which
+        bring their vocabulary with them (Flan-T5).
+      judge_examples: recipe of `pruning judge`, for a judge that is trained.
+      scorers, samplers, evaluations: by name. The report's headline speaks of the first of
+        `evaluations`; a sampler called "random" is what others are compared with.
+      keep_rates: shares of the pool's tokens.
+      train: recipe of train.py, for every cell.
+      perplexity: recipe of `evaluation perplexity`.
+      seeds: each makes every selection and training anew.
+      workers: processes at a time.
+      threads: of each process.
+    """
+
+    output: str
+    title: str
+    description: str = ""
+    caveats: tuple[str, ...] = ()
+    vocabulary: Recipe | str
+    vocabulary_size: int = 8000
+    corpus: Recipe
+    split: Recipe = Recipe("configs/select/split.gin")  # noqa: RUF009  frozen
+    scoring_split: tuple[float, float]
+    pool_split: tuple[float, float]
+    scoring_model: Recipe | str
+    judge: Recipe | str | None = None
+    judge_examples: Recipe | None = None
+    scorers: Mapping[str, ScorerPlan]
+    samplers: Mapping[str, SamplerPlan]
+    evaluations: Mapping[str, EvaluationPlan]
+    keep_rates: tuple[float, ...]
+    train: Recipe
+    perplexity: Recipe
+    seeds: tuple[int, ...] = (0,)
+    workers: int = 2
+    threads: int = 1
+
+
+CONFIGURABLES: dict[str, type] = {
+    NAME: StudyConfig,
+    "Recipe": Recipe,
+    "Scorer": ScorerPlan,
+    "Sampler": SamplerPlan,
+    "Evaluation": EvaluationPlan,
+}
+
+
+def run(config: StudyConfig, dry_run: bool = False) -> list[str]:
+    """Runs what is not finished, and says what there is to see.
+
+    Raises:
+      StageFailed: a stage failed; the message shows the end of its log.
+      KeyboardInterrupt: after the running stages have been ended in good order.
+    """
+    from evaluation.board import board
+    from evaluation.scheduler import Scheduler
+
+    planned = plan(config)
+    records = Records(Path(config.output) / "stages")
+    scheduler = Scheduler(planned.stages, records, config.workers, environment(config))
+    if dry_run:
+        lines = []
+        for stage in scheduler.stages:
+            state = "finished" if scheduler.is_finished(stage) else f"about {stage.cost:.0f} s"
+            lines += [f"# {stage.name}: {state}", stage.command]
+        return lines
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    places = json.dumps(planned.places, indent=1, ensure_ascii=False) + "\n"
+    artefact.write_text(Path(config.output) / PLAN, places)
+    with board(Path(config.output).name) as (show, say):
+        ran = scheduler.run(show, say)
+    return [
+        f"{len(ran)} of {len(planned.stages)} stages had to be run",
+        f"report: {config.output}/report/index.html",
+    ]
+
+
+def environment(config: StudyConfig) -> dict[str, str]:
+    """What keeps several processes from fighting for the same cores.
+
+    NOTE: XLA on CPUs takes all cores for every process otherwise; two such processes are slower
+    than one after the other.
+    """
+    if not config.threads:
+        return {}
+    threads = str(config.threads)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.threads == 1:
+        flags += " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
+    return dict.fromkeys(names, threads) | {"XLA_FLAGS": flags.strip()}
