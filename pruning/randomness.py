@@ -18,7 +18,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def mix(values: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser, a bijection of 64-bit integers. uint64 [...] -> uint64 [...]."""
     with np.errstate(over="ignore"):
-        z = values.astype(np.uint64) + _GOLDEN
+        z = values.astype(np.uint64, copy=False) + _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
@@ -36,7 +36,7 @@ def hashed(seed: int, ids: np.ndarray, stream: int = 0) -> np.ndarray:
       uint64, of the shape of `ids`.
     """
     key = mix(mix(np.asarray([seed]).astype(np.int64).view(np.uint64)) ^ np.uint64(stream))
-    return mix(mix(np.asarray(ids).astype(np.int64).view(np.uint64)) ^ key[0])
+    return mix(mix(np.asarray(ids).astype(np.int64, copy=False).view(np.uint64)) ^ key[0])
 
 
 def uniform(seed: int, ids: np.ndarray, stream: int = 0) -> np.ndarray:

@@ -21,7 +21,12 @@ from pruning.artefact import Artefact
 
 ROW_GROUP = 1 << 14  # 128 blocks: what must be read to find the documents of one
 
-_ROW = 0xFFFF_FFFF  # doc_id is shard << 32 | row
+_ROW = 0xFFFF_FFFF
+
+
+def doc_ids(shard: int, rows: np.ndarray) -> np.ndarray:
+    """The documents in rows of a corpus shard: shard << 32 | row, int64."""
+    return (np.int64(shard) << 32) + rows
 
 
 @dataclasses.dataclass(frozen=True)

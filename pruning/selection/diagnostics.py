@@ -1,6 +1,6 @@
 """What a selection says of itself: weights, overlap with chance, retention by domain.
 
-Every accumulator is the sum of what the shards give (`a + b`), in any order.
+What is counted of the shards adds up, in any order.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ NONE = "(none)"  # the column is null
 Encoded = tuple[np.ndarray, list[str]]
 
 _DRAW_BITS = 16
-_SHOWN = 24  # domains in a summary
-_REMEMBERED = 128  # domains per shard: none with over 1% of all tokens can be missed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,48 +83,37 @@ def random_bucket(histogram: np.ndarray, tokens: int) -> int:
     return len(histogram) - int(np.argmin(np.abs(from_top - tokens))) - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Domains:
-    """Documents and tokens by the values of a metadata column.
+def domain_counts(
+    codes: np.ndarray, names: int, tokens: np.ndarray, pool: np.ndarray, kept: np.ndarray
+) -> np.ndarray:
+    """Documents and tokens by domain, in the pool and kept.
 
-    Attributes:
-      names: of the values that are told apart; all others go together.
-      counts: int64 [names + 1, 4], documents, tokens, kept documents, kept tokens; others last.
+    Args:
+      codes: integers [n], up to `names`, which stands for all other domains.
+      tokens: integers [n].
+      pool, kept: bool [n].
+
+    Returns:
+      int64 [names + 1, 4].
     """
+    columns = []
+    for members in (pool, kept):
+        of = codes[members]
+        columns.append(np.bincount(of, minlength=names + 1))
+        columns.append(np.bincount(of, weights=tokens[members], minlength=names + 1))
+    return np.stack(columns, axis=1).astype(np.int64)
 
-    names: tuple[str, ...]
-    counts: np.ndarray
 
-    @classmethod
-    def of(
-        cls,
-        names: Sequence[str],
-        column: Encoded,
-        tokens: np.ndarray,
-        pool: np.ndarray,
-        kept: np.ndarray,
-    ) -> Domains:
-        """Args: tokens: int [n]; pool, kept: bool [n]."""
-        row = codes_among(names, column)
-        counts = np.zeros((len(names) + 1, 4), np.int64)
-        for first, members in ((0, pool), (2, kept)):
-            np.add.at(counts[:, first], row[members], 1)
-            np.add.at(counts[:, first + 1], row[members], tokens[members].astype(np.int64))
-        return cls(tuple(names), counts)
-
-    def __add__(self, other: Domains) -> Domains:
-        return Domains(self.names, self.counts + other.counts)
-
-    def summary(self) -> list[dict[str, Any]]:
-        """The largest first, all others last; zeros are left out."""
-        fields = ("documents", "tokens", "kept_documents", "kept_tokens")
-        order = [*np.argsort(-self.counts[:-1, 1], kind="stable"), len(self.names)]
-        names = [*self.names, OTHER]
-        return [
-            {"domain": names[i]} | dict(zip(fields, map(int, self.counts[i]), strict=True))
-            for i in order
-            if self.counts[i].any()
-        ]
+def domain_table(names: Sequence[str], counts: np.ndarray) -> list[dict[str, Any]]:
+    """`domain_counts` for people: the largest first, all others last."""
+    order = [*np.argsort(-counts[:-1, 1], kind="stable"), len(names)]
+    named = [*names, OTHER]
+    fields = ("documents", "tokens", "kept_documents", "kept_tokens")
+    return [
+        {"domain": named[i]} | dict(zip(fields, map(int, counts[i]), strict=True))
+        for i in order
+        if counts[i].any()
+    ]
 
 
 def encode(column: pa.ChunkedArray) -> Encoded:
@@ -145,15 +132,8 @@ def codes_among(names: Sequence[str], column: Encoded) -> np.ndarray:
     return np.asarray([place.get(name, len(names)) for name in meanings], np.int32)[codes]
 
 
-def frequent(column: Encoded, tokens: np.ndarray) -> Counter[str]:
-    """Tokens of those values of a shard that have the most."""
+def sums(column: Encoded, tokens: np.ndarray) -> Counter[str]:
+    """Tokens of every value."""
     codes, names = column
-    sums = np.bincount(codes, weights=tokens, minlength=len(names)).astype(np.int64)
-    top = np.argsort(-sums, kind="stable")[:_REMEMBERED]
-    return Counter({names[i]: int(sums[i]) for i in top if sums[i]})
-
-
-def shown(candidates: Counter[str]) -> list[str]:
-    """Which values a summary tells apart."""
-    ranked = sorted(candidates.items(), key=lambda item: (-item[1], item[0]))
-    return [name for name, _ in ranked[:_SHOWN]]
+    counts = np.bincount(codes, weights=tokens, minlength=len(names))
+    return Counter({name: int(count) for name, count in zip(names, counts, strict=True) if count})

@@ -1,7 +1,7 @@
 """The pass over a corpus that ranks its documents, shard by shard.
 
-It joins the scores to the documents, counts those that have none, and leaves 12 bytes a document
-(16 with quotas): the key, what the document costs, its group.
+It joins the scores to the documents, counts those that have none, and leaves what finding the cut
+and writing the selection need, 13 bytes a document (15 with quotas): key, length, domain, group.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from pruning import artefact, progress, randomness
 from pruning.artefact import Artefact
-from pruning.selection import Selection, cut, diagnostics, load_selection, scores
+from pruning.selection import Selection, cut, diagnostics, doc_ids, load_selection, scores
 from pruning.selection.config import SelectConfig, SelectError
 from pruning.selection.strategies import Filter, Ranking, SetOperation, Weighted
 
@@ -26,7 +26,9 @@ from pruning.selection.strategies import Filter, Ranking, SetOperation, Weighted
 DRAWS, TIES, SPLITS, SAMPLE, RESTS = 1, 2, 3, 4, 5
 
 _SAMPLE_SIZE = 1 << 20  # scores that a strategy is fitted to
-_MOST_GROUPS = 1 << 16
+_SAMPLE_SHARDS, _SAMPLE_ROW_GROUPS = 1 << 8, 1 << 10  # in which the largest domains are looked for
+_DOMAINS_SHOWN = 24
+_MOST_GROUPS = (1 << 16) - 1
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,7 +46,8 @@ class Pool:
       score_sets: by name.
       joined: what a set operation joins.
       groups: the values that quotas tell apart; the last stands for all others.
-      domain_column: None where the corpus has none.
+      domains: the values of the domain column that are counted; none where the corpus has no such
+        column.
     """
 
     config: SelectConfig
@@ -53,7 +56,7 @@ class Pool:
     score_sets: Mapping[str, Artefact]
     joined: Sequence[Selection]
     groups: Sequence[str]
-    domain_column: str | None
+    domains: Sequence[str]
 
     @classmethod
     def open(cls, config: SelectConfig) -> Pool:
@@ -76,7 +79,7 @@ class Pool:
             score_sets,
             [load_selection(path, corpus) for path in paths],
             _groups(config, corpus),
-            config.domain_column if config.domain_column in columns else None,
+            _largest(config.domain_column, corpus) if config.domain_column in columns else (),
         )
 
     @property
@@ -98,29 +101,28 @@ class Pool:
         """`function(shard)` for every shard, in order, computed in threads."""
         return _in_threads(function, self.shards, self.config.workers)
 
-    def doc_ids(self, shard: int) -> np.ndarray:
-        return self.corpus.read(shard, ["doc_id"])["doc_id"].to_numpy()
-
     def documents(self, shard: int) -> Documents:
         """Reads a shard and joins its scores."""
         config = self.config
-        columns = {"doc_id", "n_tokens", self.domain_column, config.quotas and config.quotas.column}
-        table = self.corpus.read(shard, sorted(columns - {None}))
-        doc_ids = table["doc_id"].to_numpy()
-        found = scores.read(config.terms, self.score_sets, shard, doc_ids)
-        considered = np.ones(len(doc_ids), bool)
+        domain = config.domain_column if self.domains else None
+        group = config.quotas.column if config.quotas else None
+        strings = sorted({domain, group} - {None})
+        table = self.corpus.read(shard, ["n_tokens", *strings], strings)
+        ids = doc_ids(shard, np.arange(table.num_rows))
+        found = scores.read(config.terms, self.score_sets, shard, ids)
+        considered = np.ones(len(ids), bool)
         if self.within:
-            considered = self.within.mask(shard, len(doc_ids))
+            considered = self.within.mask(shard, len(ids))
         if scores.NOT_SELECTED in found.reasons:
             considered &= found.reason != found.reasons.index(scores.NOT_SELECTED)
         return Documents(
-            doc_ids,
+            ids,
             table["n_tokens"].to_numpy(),
             considered,
             considered & (found.reason == scores.OK),
             found,
-            diagnostics.encode(table[self.domain_column]) if self.domain_column else None,
-            diagnostics.encode(table[config.quotas.column]) if config.quotas else None,
+            diagnostics.encode(table[domain]) if domain else None,
+            diagnostics.encode(table[group]) if group else None,
         )
 
     def sample(self) -> np.ndarray:
@@ -129,7 +131,7 @@ class Pool:
 
         def of(shard: int) -> np.ndarray:
             documents = self.documents(shard)
-            draws = randomness.uniform(self.config.seed, documents.doc_ids, SAMPLE)
+            draws = randomness.uniform(self.config.seed, documents.ids, SAMPLE)
             return documents.found.score[documents.scored & (draws < share)]
 
         return np.concatenate([np.zeros(0), *self.map(of)])
@@ -140,7 +142,7 @@ class Documents:
     """The documents of a shard.
 
     Attributes:
-      doc_ids: int64 [n].
+      ids: int64 [n].
       n_tokens: int32 [n].
       considered: bool [n], those of the pool.
       scored: bool [n], those of the pool that have a score.
@@ -148,7 +150,7 @@ class Documents:
       domain, group: columns by which to count and to divide, encoded.
     """
 
-    doc_ids: np.ndarray
+    ids: np.ndarray
     n_tokens: np.ndarray
     considered: np.ndarray
     scored: np.ndarray
@@ -167,11 +169,11 @@ class Documents:
 
     def unscored(self) -> dict[str, int]:
         """How many documents of the pool have no score, by reason."""
-        reasons = self.found.reason[self.considered]
+        reasons = self.found.reason[self.considered & ~self.scored]
         counts = np.bincount(reasons, minlength=len(self.found.reasons))
         return {
             name: int(count)
-            for name, count in zip(self.found.reasons[1:], counts[1:], strict=True)
+            for name, count in zip(self.found.reasons, counts, strict=True)
             if count
         }
 
@@ -185,7 +187,7 @@ def _groups(config: SelectConfig, corpus: Artefact) -> list[str]:
     column = config.quotas.column
     found: set[str] = set()
     for shard in range(corpus.num_shards):
-        codes, names = diagnostics.encode(corpus.read(shard, [column])[column])
+        codes, names = diagnostics.encode(corpus.read(shard, [column], [column])[column])
         found.update(names[code] for code in np.unique(codes))
         if len(found) > _MOST_GROUPS:
             raise SelectError(
@@ -193,6 +195,20 @@ def _groups(config: SelectConfig, corpus: Artefact) -> list[str]:
                 "one, or name those that matter in Quotas.shares."
             )
     return [*sorted(found), diagnostics.OTHER]
+
+
+def _largest(column: str, corpus: Artefact) -> list[str]:
+    """The values with the most tokens in a sample of about a million documents."""
+    shards = range(0, corpus.num_shards, max(1, corpus.num_shards // _SAMPLE_SHARDS))
+    tokens: Counter[str] = Counter()
+    for shard in shards:
+        with corpus.parquet(shard, [column]) as file:
+            step = max(1, file.num_row_groups * len(shards) // _SAMPLE_ROW_GROUPS)
+            row_groups = list(range(0, file.num_row_groups, step))
+            table = file.read_row_groups(row_groups, columns=[column, "n_tokens"])
+        tokens += diagnostics.sums(diagnostics.encode(table[column]), table["n_tokens"].to_numpy())
+    ranked = sorted(tokens.items(), key=lambda item: (-item[1], item[0]))
+    return [name for name, _ in ranked[:_DOMAINS_SHOWN]]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -209,7 +225,6 @@ class Tally:
       cost: int64 [groups], of the ranked documents.
       draws: int64 [buckets], what the pool costs by the documents' draws.
       weights: of a weighted strategy.
-      domains: tokens of the largest.
     """
 
     pool: Counter[str]
@@ -217,7 +232,6 @@ class Tally:
     cost: np.ndarray
     draws: np.ndarray
     weights: diagnostics.Weights
-    domains: Counter[str]
 
     def __add__(self, other: Tally) -> Tally:
         names = [field.name for field in dataclasses.fields(self)]
@@ -229,13 +243,36 @@ class RankedShard:
     """A shard's part of the ranking.
 
     Attributes:
-      considered: bool [n] as packed bits.
+      values: uint64 [n], `cut.ordered` keys, EXCLUDED or INCLUDED.
+      n_tokens: int32 [n].
+      groups: uint16 [n], or None without quotas.
+      domains: uint8 [n], places in the pool's `domains`.
+      packed: the pool's documents as packed bits.
       unscored: documents of the pool without a score, by reason.
     """
 
-    chunk: cut.Chunk
-    considered: np.ndarray
+    shard: int
+    values: np.ndarray
+    n_tokens: np.ndarray
+    groups: np.ndarray | None
+    domains: np.ndarray | None
+    packed: np.ndarray
     unscored: Mapping[str, int]
+
+    @property
+    def considered(self) -> np.ndarray:
+        """bool [n], the pool's documents."""
+        return np.unpackbits(self.packed, count=len(self.values)).astype(bool)
+
+    def chunk(self, config: SelectConfig) -> cut.Chunk:
+        """The shard as it is cut."""
+        ranked = (self.values != cut.EXCLUDED) & (self.values != cut.INCLUDED)
+        costs = self.n_tokens * ranked if config.unit == "tokens" else ranked.astype(np.int32)
+
+        def hashes(rows: np.ndarray) -> np.ndarray:
+            return randomness.hashed(config.seed, doc_ids(self.shard, rows), TIES)
+
+        return cut.Chunk(self.values, costs, self.groups, hashes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,47 +309,49 @@ def rank(pool: Pool) -> Ranked:
 def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[RankedShard, Tally]:
     config = pool.config
     documents = pool.documents(shard)
-    doc_ids, scored = documents.doc_ids, documents.scored
-    draws = randomness.uniform(config.seed, doc_ids, DRAWS)
+    considered, scored = documents.considered, documents.scored
+    draws = randomness.uniform(config.seed, documents.ids, DRAWS)
 
-    values = np.full(len(doc_ids), cut.EXCLUDED)
-    costs = np.zeros(len(doc_ids), np.int32)
+    values = np.full(len(draws), cut.EXCLUDED)
     weights = diagnostics.Weights.of(np.zeros(0))
     if isinstance(strategy, Filter):
-        splits = randomness.uniform(config.seed, doc_ids, SPLITS)
-        masks = [selection.mask(shard, len(doc_ids)) for selection in pool.joined]
-        values[documents.considered & strategy.keeps(splits, masks)] = cut.INCLUDED
+        splits = randomness.uniform(config.seed, documents.ids, SPLITS)
+        masks = [selection.mask(shard, len(draws)) for selection in pool.joined]
+        values[considered & strategy.keeps(splits, masks)] = cut.INCLUDED
     else:
         rows = slice(None) if scored.all() else scored  # spares the copies where it can
         score = documents.found.score[rows]
         values[rows] = cut.ordered(strategy.keys(score, draws[rows]))
-        costs[rows] = documents.costs(config.unit)[rows]
         if config.keep_unscored:
-            values[documents.considered & ~scored] = cut.INCLUDED
+            values[considered & ~scored] = cut.INCLUDED
         if isinstance(strategy, Weighted):
             weights = diagnostics.Weights.of(strategy.log_weights(score))
 
-    groups = None
-    cost = np.asarray([costs.sum(dtype=np.int64)])
+    groups = domains = None
     if documents.group:
-        groups = diagnostics.codes_among(pool.groups[:-1], documents.group)
-        cost = np.bincount(groups, weights=costs, minlength=len(pool.groups)).astype(np.int64)
-
-    def hashes(rows: np.ndarray) -> np.ndarray:
-        # Few rows ever tie at a cut: better to read their ids again than to hold all.
-        return randomness.hashed(config.seed, pool.doc_ids(shard)[rows], TIES)
-
-    considered, domain = documents.considered, documents.domain
+        groups = diagnostics.codes_among(pool.groups[:-1], documents.group).astype(np.uint16)
+    if documents.domain:
+        domains = diagnostics.codes_among(pool.domains, documents.domain).astype(np.uint8)
+    ranked = RankedShard(
+        shard,
+        values,
+        documents.n_tokens,
+        groups,
+        domains,
+        np.packbits(considered),
+        documents.unscored(),
+    )
+    costs = ranked.chunk(config).costs
     tally = Tally(
         documents.size(considered),
         documents.size(values == cut.INCLUDED),
-        cost,
+        np.asarray([costs.sum(dtype=np.int64)])
+        if groups is None
+        else np.bincount(groups, costs, len(pool.groups)).astype(np.int64),
         diagnostics.draw_histogram(draws[considered], documents.costs(config.unit)[considered]),
         weights,
-        diagnostics.frequent(domain, documents.n_tokens) if domain else Counter(),
     )
-    chunk = cut.Chunk(values, costs, groups, hashes)
-    return RankedShard(chunk, np.packbits(considered), documents.unscored()), tally
+    return ranked, tally
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:

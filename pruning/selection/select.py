@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from pruning import artefact, progress, randomness
 from pruning.artefact import Artefact
-from pruning.selection import ROW_GROUP, cut, diagnostics, strategies
+from pruning.selection import ROW_GROUP, cut, diagnostics, doc_ids, strategies
 from pruning.selection.config import Quotas, SelectConfig, SelectError, validate
 from pruning.selection.ranking import DRAWS, RESTS, Pool, Ranked, RankedShard, rank
 from pruning.selection.scores import Term
@@ -111,7 +111,7 @@ def _find_cuts(pool: Pool, ranked: Ranked) -> _Cuts:
         start, stop = config.strategy.interval(total, budget)
 
     def find(target: np.ndarray) -> cut.Cut:
-        return cut.find(lambda: (shard.chunk for shard in pool.map(ranked.shard)), target)
+        return cut.find(lambda: (shard.chunk(config) for shard in pool.map(ranked.shard)), target)
 
     start_cut = find(start) if start.any() else None
     if start_cut and config.strategy.takes_budget:
@@ -181,35 +181,36 @@ class _Kept:
     Attributes:
       size: documents and tokens.
       shared: how much of it, in the unit of the budget, a random selection of this size keeps too.
-      domains: None without a column to count by.
+      domains: see `diagnostics.domain_counts`.
       blocks: of the stream.
     """
 
     size: Counter[str]
     shared: int
-    domains: diagnostics.Domains | None
+    domains: np.ndarray | None
     blocks: tuple[pa.Table, ...]
 
     def __add__(self, other: _Kept) -> _Kept:
         return _Kept(
             self.size + other.size,
             self.shared + other.shared,
-            self.domains and self.domains + other.domains,
+            None if self.domains is None else self.domains + other.domains,
             self.blocks + other.blocks,
         )
 
 
 def _write(pool: Pool, ranked: Ranked, cuts: _Cuts, build: artefact.Build) -> _Kept:
-    of = functools.partial(
-        _write_shard,
-        pool,
-        ranked,
-        cuts,
-        build,
-        set(build.pending()),
-        diagnostics.shown(ranked.tally.domains),
-        diagnostics.random_bucket(ranked.tally.draws, _kept_cost(pool, ranked, cuts)),
-    )
+    """Writes the shards that have not been written before; counts what is kept of all of them."""
+    pending = set(build.pending())
+    bucket = diagnostics.random_bucket(ranked.tally.draws, _kept_cost(pool, ranked, cuts))
+
+    def of(number: int) -> _Kept:
+        shard = ranked.shard(number)
+        kept = cuts.keeps(shard.chunk(pool.config))
+        if number in pending:
+            _write_shard(pool.config, shard, kept, build)
+        return _count(pool, shard, kept, bucket)
+
     parts = []
     with progress.track("write", len(pool.shards), "shards") as task:
         for part in pool.map(of):
@@ -219,54 +220,43 @@ def _write(pool: Pool, ranked: Ranked, cuts: _Cuts, build: artefact.Build) -> _K
 
 
 def _write_shard(
-    pool: Pool,
-    ranked: Ranked,
-    cuts: _Cuts,
-    build: artefact.Build,
-    pending: set[int],
-    domains: list[str],
-    random_bucket: int,
-    number: int,
-) -> _Kept:
-    """Counts what is kept of a shard, and writes it unless it has been written before."""
-    config, shard = pool.config, ranked.shard(number)
-    columns = ["doc_id", "n_tokens", *([pool.domain_column] if pool.domain_column else [])]
-    table = pool.corpus.read(number, columns)
-    kept = cuts.keeps(shard.chunk)
+    config: SelectConfig, shard: RankedShard, kept: np.ndarray, build: artefact.Build
+) -> None:
     rows = np.flatnonzero(kept)
-    doc_ids, n_tokens = table["doc_id"].to_numpy(), table["n_tokens"].to_numpy()
-    size = Counter(documents=len(rows), tokens=int(n_tokens[rows].sum(dtype=np.int64)))
-    considered = np.unpackbits(shard.considered, count=len(kept)).astype(bool)
-    if number in pending:
-        with build.shard(number) as writer:
-            columns = {"doc_id": doc_ids[rows], "n_tokens": n_tokens[rows]}
-            writer.write(columns, ROW_GROUP)
-            writer.tokens = size["tokens"]
-            writer.counts = _counts(config, shard, considered, len(rows))
-    draws = randomness.uniform(config.seed, doc_ids[rows], DRAWS)
-    shared = rows[diagnostics.draw_bucket(draws) >= random_bucket]
-    return _Kept(
-        size,
-        int(n_tokens[shared].sum(dtype=np.int64)) if config.unit == "tokens" else len(shared),
-        diagnostics.Domains.of(
-            domains, diagnostics.encode(table[pool.domain_column]), n_tokens, considered, kept
+    n_tokens = shard.n_tokens[rows]
+    with build.shard(shard.shard) as writer:
+        writer.write({"doc_id": doc_ids(shard.shard, rows), "n_tokens": n_tokens}, ROW_GROUP)
+        writer.tokens = int(n_tokens.sum(dtype=np.int64))
+        writer.counts = _counts(config, shard, len(rows))
+
+
+def _count(pool: Pool, shard: RankedShard, kept: np.ndarray, random_bucket: int) -> _Kept:
+    rows = np.flatnonzero(kept)
+    n_tokens = shard.n_tokens[rows]
+    draws = randomness.uniform(pool.config.seed, doc_ids(shard.shard, rows), DRAWS)
+    shared = diagnostics.draw_bucket(draws) >= random_bucket
+    cost = n_tokens if pool.config.unit == "tokens" else np.ones_like(n_tokens)
+    domains = None
+    if shard.domains is not None:
+        domains = diagnostics.domain_counts(
+            shard.domains, len(pool.domains), shard.n_tokens, shard.considered, kept
         )
-        if pool.domain_column
-        else None,
-        (blocks.cut(number, n_tokens[rows]),),
+    return _Kept(
+        Counter(documents=len(rows), tokens=int(n_tokens.sum(dtype=np.int64))),
+        int(cost[shared].sum(dtype=np.int64)),
+        domains,
+        (blocks.cut(shard.shard, n_tokens),),
     )
 
 
-def _counts(
-    config: SelectConfig, shard: RankedShard, considered: np.ndarray, kept: int
-) -> artefact.Counts:
+def _counts(config: SelectConfig, shard: RankedShard, kept: int) -> artefact.Counts:
     """Counts every document of the shard once."""
-    pool = int(np.count_nonzero(considered))
+    pool = int(np.count_nonzero(shard.considered))
     unscored = {} if config.keep_unscored else dict(shard.unscored)
     documents = {
         "kept": kept,
         "not_kept": pool - kept - sum(unscored.values()),
-        "outside_of_pool": len(considered) - pool,
+        "outside_of_pool": len(shard.values) - pool,
         "unscored": unscored,
     }
     of_the_kept = {"kept_unscored": dict(shard.unscored)} if config.keep_unscored else {}
@@ -303,7 +293,9 @@ def _summary(pool: Pool, ranked: Ranked, cuts: _Cuts, kept: _Kept) -> dict[str, 
             "share": kept.shared / max(cost, 1),
             "by_chance": cost / max(tally.pool[config.unit], 1),
         },
-        "domains": kept.domains.summary() if kept.domains else [],
+        "domains": []
+        if kept.domains is None
+        else diagnostics.domain_table(pool.domains, kept.domains),
     }
 
 

@@ -1,0 +1,128 @@
+"""Selection over hundreds of millions of scores: seconds and peak memory.
+
+    python benchmarks/selection_scale.py --documents 364_000_000 --directory /tmp/selection_scale
+
+Writes a synthetic corpus (ids, lengths, domains; no text) and score set of that size once, then
+runs each strategy in a process of its own, from Parquet to a finished selection. C4 has 364 million
+documents in 1,024 shards. CPU seconds are of all threads; on a machine that does other work, they
+are what can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pruning import artefact, randomness
+from pruning.artefact import Build
+from pruning.selection import select
+from pruning.selection.config import Quotas, SelectConfig
+from pruning.selection.strategies import InverseFrequency, InversePropensity, Random, Top
+
+PER_SHARD = 355_469
+DOMAINS = 64
+
+RUNS = {
+    "random": {"strategy": Random(), "scores": None, "score": None},
+    "top": {"strategy": Top()},
+    "inverse propensity": {"strategy": InversePropensity(), "score": "column:density"},
+    "inverse frequency": {"strategy": InverseFrequency()},
+    "quotas, 64 domains": {"strategy": Top(), "quotas": Quotas()},
+    "top, streamed": {"strategy": Top(), "in_memory": False},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--documents", type=int, default=20_000_000)
+    parser.add_argument("--directory", type=Path, default=Path("/tmp/selection_scale"))
+    parser.add_argument("--only", help="the name of one run")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        _select(given.directory, given.child)
+        return
+    _write(given.directory, given.documents)
+    print(f"{given.documents:,} documents, {os.cpu_count()} cores")
+    for name in [given.only] if given.only else RUNS:
+        command = [sys.executable, __file__, "--directory", str(given.directory), "--child", name]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise SystemExit(result.stderr)
+        found = json.loads(result.stdout.splitlines()[-1])
+        print(
+            f"{name:20} {found['seconds']:7.1f} s, {found['cpu_seconds']:7.1f} CPU s "
+            f"({1e9 * found['cpu_seconds'] / given.documents:4.0f} ns a document), "
+            f"{found['gib']:5.2f} GiB; kept {found['share']:.4f} of the tokens, ESS {found['ess']}",
+            flush=True,
+        )
+
+
+def _write(directory: Path, documents: int) -> None:
+    shards = -(-documents // PER_SHARD)
+    rows = [min(PER_SHARD, documents - k * PER_SHARD) for k in range(shards)]
+    columns = [("doc_id", pa.int64()), ("n_tokens", pa.int32()), ("domain", pa.string())]
+    config = {"documents": documents}
+    corpus = Build(directory / "corpus", "corpus", config, {}, shards, pa.schema(columns))
+    names = pa.array([f"site-{i:02}.example.org" for i in range(DOMAINS)])
+    for k in corpus.pending():
+        rng = np.random.default_rng(k)
+        lengths = np.exp(rng.normal(5.6, 1.0, rows[k])).astype(np.int32) + 1
+        sites = np.minimum(rng.zipf(1.5, rows[k]) - 1, DOMAINS - 1)
+        with corpus.shard(k) as shard:
+            ids = (np.int64(k) << 32) + np.arange(rows[k])
+            values = {"doc_id": ids, "n_tokens": lengths, "domain": names.take(pa.array(sites))}
+            shard.write(values, 1024)  # the row groups of a corpus
+            shard.tokens = int(lengths.sum(dtype=np.int64))
+    opened = corpus.finish({"metadata": ["domain"]})
+    word = pa.dictionary(pa.int32(), pa.string())
+    columns = [("doc_id", pa.int64()), ("status", word)]
+    columns += [("nll", pa.float32()), ("n_scored_tokens", pa.int32()), ("density", pa.float32())]
+    inputs = {"corpus": opened}
+    scores = Build(directory / "scores", "scores", config, inputs, shards, pa.schema(columns))
+    for k in scores.pending():
+        rng = np.random.default_rng([1, k])
+        ids = (np.int64(k) << 32) + np.arange(rows[k])
+        status = np.where(randomness.uniform(0, ids) < 0.01, 1, 0).astype(np.int32)
+        with scores.shard(k) as shard:
+            statuses = pa.DictionaryArray.from_arrays(pa.array(status), ["ok", "too_long"])
+            values = {"doc_id": ids, "status": statuses}
+            values["nll"] = rng.normal(900, 200, rows[k]).astype(np.float32)
+            values["n_scored_tokens"] = np.full(rows[k], 300, np.int32)
+            values["density"] = rng.gamma(50.0, 0.02, rows[k]).astype(np.float32)
+            shard.write(values, 1 << 16)
+    scores.finish()
+
+
+def _select(directory: Path, name: str) -> None:
+    output = directory / "selection"
+    subprocess.run(["rm", "-rf", str(output)], check=True)
+    settings = {"scores": str(directory / "scores"), "score": "nll_mean"} | RUNS[name]
+    config = SelectConfig(str(directory / "corpus"), str(output), keep_tokens=0.2, **settings)
+    started = time.perf_counter()
+    made: artefact.Artefact = select.run(config)
+    seconds = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    summary = made.manifest.summary
+    weights = summary["weights"] or {"ess_share": None}
+    found = {
+        "seconds": seconds,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "gib": used.ru_maxrss / 2**20,
+        "share": summary["share"]["tokens"],
+        "ess": weights["ess_share"],
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
