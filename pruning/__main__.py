@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,46 @@ STAGES = {
         "score every document of a corpus with a model",
         "--gin_file=configs/score/ask_llm.gin --gin.CORPUS=runs/corpus --gin.OUTPUT=runs/scores",
     ),
+    "entropy": Stage(
+        "pruning.scorers.entropy",
+        "score documents by how rare their words are",
+        "--gin.Entropy.corpus=runs/corpus --gin.Entropy.output=runs/entropy",
+    ),
+    "distill": Stage(
+        "pruning.scorers.distilled",
+        "score everything with a cheap student of a costly scorer",
+        "--gin.Distill.corpus=runs/corpus --gin.Distill.teacher=runs/ask_llm "
+        "--gin.Distill.output=runs/student",
+    ),
+    "classifier": Stage(
+        "pruning.ngrams.classifier",
+        "score documents by their likeness to good ones",
+        "--gin.Classifier.corpus=runs/corpus --gin.Classifier.good=runs/good "
+        "--gin.Classifier.output=runs/quality",
+    ),
+    "dsir": Stage(
+        "pruning.ngrams.dsir",
+        "score documents by their likeness to a target's n-grams",
+        "--gin.DSIR.corpus=runs/corpus --gin.DSIR.target=runs/target --gin.DSIR.output=runs/dsir",
+    ),
+    "kmeans": Stage(
+        "pruning.coverage.kmeans",
+        "cluster stored embeddings",
+        "--gin.KMeans.corpus=runs/corpus --gin.KMeans.embeddings=runs/embeddings "
+        "--gin.KMeans.output=runs/clusters",
+    ),
+    "semdedup": Stage(
+        "pruning.coverage.semdedup",
+        "find near twins within clusters",
+        "--gin.SemDeDup.corpus=runs/corpus --gin.SemDeDup.embeddings=runs/embeddings "
+        "--gin.SemDeDup.clusters=runs/clusters --gin.SemDeDup.output=runs/twins",
+    ),
+    "density": Stage(
+        "pruning.coverage.density",
+        "estimate how crowded each document's neighbourhood is",
+        "--gin.Density.corpus=runs/corpus --gin.Density.embeddings=runs/embeddings "
+        "--gin.Density.output=runs/density",
+    ),
     "select": Stage(
         "pruning.selection.select",
         "choose the documents to train on, by a strategy and a budget",
@@ -72,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough; nothing more can be written there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if not _is_mendable(error):
             raise

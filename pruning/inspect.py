@@ -110,15 +110,14 @@ def _nested(values: Mapping[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{escaped(name)}:"
             yield from _nested(value, indent + "  ")
         else:
-            yield f"{indent}{escaped(name)}: {_shown(value)}"
+            shown = f"{value:,}" if type(value) is int else _shown(value)
+            yield f"{indent}{escaped(name)}: {shown}"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         more = f", ... ({len(value):,} in all)" if len(value) > _LISTED else ""
         return f"[{', '.join(map(_shown, value[:_LISTED]))}{more}]"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
     text = escaped(value if isinstance(value, str) else str(value))
     return text if len(text) <= _WIDTH else f"{text[:_WIDTH]}... ({len(text):,} characters)"
 

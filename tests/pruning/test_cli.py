@@ -60,10 +60,13 @@ def test_help_shows_every_setting_of_the_stage(name, capsys):
 def test_the_example_in_the_help_can_be_configured(name):
     stage = importlib.import_module(STAGES[name].module)
     words = STAGES[name].example.split()
-    file = words[0].removeprefix("--gin_file=")
-    bindings = configuration.split_bindings(words[1:])
+    files = [word.partition("=")[2] for word in words if word.startswith("--gin_file=")]
+    rest = [word for word in words if not word.startswith("--gin_file=")]
     config = configuration.build(
-        stage.NAME, stage.CONFIGURABLES, [str(REPOSITORY / file)], bindings
+        stage.NAME,
+        stage.CONFIGURABLES,
+        [str(REPOSITORY / file) for file in files],
+        configuration.split_bindings(rest),
     )
     assert isinstance(config, stage.CONFIGURABLES[stage.NAME])
 
