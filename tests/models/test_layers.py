@@ -1,0 +1,134 @@
+"""Products and their gradients, dropout, and stacks: stacked, unrolled and rematerialised alike."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.config import REMAT, DecoderConfig, T5Config
+from models.layers import dropout, einsum
+from models.model import Model, stack_layers, unstack_layers
+
+T5 = T5Config(
+    vocab_size=60,
+    d_model=16,
+    d_ff=24,
+    d_kv=8,
+    num_heads=2,
+    num_encoder_layers=3,
+    num_decoder_layers=2,
+    dropout_rate=0.2,
+)
+LLAMA = DecoderConfig(
+    vocab_size=60,
+    d_model=16,
+    d_ff=24,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    window=5,
+    global_every=2,
+    local_rope_theta=100.0,
+    dropout_rate=0.2,
+)
+
+
+@pytest.mark.parametrize("subscripts", ["bli,io->blo", "bqgrd,bkgd->bgrqk", "bgrqk,bkgd->bqgrd"])
+def test_einsum_and_its_gradients_are_those_of_numpy(subscripts):
+    sizes = dict(zip("bliogrqkd", (2, 3, 4, 5, 2, 3, 4, 5, 6), strict=True))
+    inputs, out = subscripts.split("->")
+    left, right = inputs.split(",")
+    shapes = [tuple(sizes[index] for index in term) for term in (left, right, out)]
+    x, y, cotangent = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)
+    )
+
+    result, pullback = jax.vjp(lambda x, y: einsum(subscripts, x, y), x, y)
+    expected, expected_pullback = jax.vjp(
+        lambda x, y: jnp.einsum(subscripts, x, y, precision="highest"), x, y
+    )
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
+    for got, wanted in zip(pullback(cotangent), expected_pullback(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_products_accumulate_in_float32():
+    x = jax.random.normal(jax.random.key(0), (1, 3, 4096), jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), (4096, 5))
+    result, pullback = jax.vjp(lambda k: einsum("bli,io->blo", x, k, jnp.float32), kernel)
+    rounded = np.asarray(kernel.astype(jnp.bfloat16), np.float64)
+    exact = np.asarray(x, np.float64) @ rounded
+    np.testing.assert_allclose(result, exact, rtol=1e-5, atol=1e-3)
+    (gradient,) = pullback(jnp.ones_like(result))
+    assert gradient.dtype == jnp.float32
+
+
+def test_dropout_zeroes_at_its_rate_and_keeps_the_mean():
+    x = jnp.ones((200, 500))
+    dropped = dropout(x, 0.3, jax.random.key(0))
+    assert float((dropped == 0).mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.01)
+    shared = dropout(x, 0.3, jax.random.key(0), broadcast=(1,))
+    np.testing.assert_array_equal(shared, jnp.broadcast_to(shared[:, :1], x.shape))
+    assert dropout(x, 0.3, None) is x
+
+
+def examples(config) -> dict:
+    random = np.random.default_rng(0)
+    tokens = random.integers(2, config.vocab_size, (3, 4, 13))
+    return {"encoder_input_tokens": tokens[0], "decoder_input_tokens": tokens[1, :, :9]}
+
+
+@pytest.mark.parametrize("config", [T5, LLAMA], ids=["t5", "decoder"])
+@pytest.mark.parametrize("dropping", [False, True], ids=["plain", "dropout"])
+def test_running_otherwise_changes_nothing(config, dropping):
+    """Stacked or unrolled layers and every remat policy: the same loss and gradients."""
+    key = jax.random.key(5) if dropping else None
+    params = jax.jit(Model(config).init)(jax.random.key(0))
+    batch = examples(config)
+
+    def loss_and_gradient(**run):
+        model = Model(dataclasses.replace(config, **run))
+        stacked = model.config.scan_layers
+
+        def loss(params):
+            logits = model.bind(params)(batch, dropout_key=key)
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 3])
+
+        value, gradient = jax.jit(jax.value_and_grad(loss))(
+            params if stacked else unstack_layers(params)
+        )
+        return value, gradient if stacked else stack_layers(gradient)
+
+    expected, expected_gradient = loss_and_gradient()
+    runs = [{"remat": name} for name in REMAT[1:]]
+    runs += [{"scan_layers": False}, {"scan_layers": False, "remat": "dots"}]
+    for run in runs:
+        value, gradient = loss_and_gradient(**run)
+        assert value == pytest.approx(float(expected), rel=1e-6), run
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            gradient,
+            expected_gradient,
+        )
+
+
+def test_dropout_follows_its_key():
+    model = Model(T5)
+    params = model.init(jax.random.key(0))
+    run = jax.jit(lambda key: model.bind(params)(examples(T5), dropout_key=key))
+    first, again, other = (run(jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (first != jax.jit(lambda: model.bind(params)(examples(T5)))()).any()
+
+
+def test_token_beyond_the_vocabulary_is_not_a_number():
+    """A wrong vocabulary must be seen at once."""
+    model = Model(T5)
+    params = model.init(jax.random.key(0))
+    tokens = jnp.array([[5, 6, 60]])
+    assert jnp.isnan(jax.jit(lambda: model.bind(params).encode(tokens))()).any()
