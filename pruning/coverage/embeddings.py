@@ -129,7 +129,7 @@ def loads(
 
     Yields:
       int64 [n] row numbers; float32 [tiles, TILE, width] and bool [tiles, TILE], sharded over the
-      first axis. `tiles` takes few values: powers of two times the number of devices.
+      first axis. Tiles per device are 1, 2, 4 or multiples of 8: few shapes, little padding.
     """
     sharding = NamedSharding(mesh, P(AXIS))
     most = _LOAD * mesh.size * TILE
@@ -137,7 +137,11 @@ def loads(
         for begin in range(0, len(rows), most):
             part = vectors[begin : begin + most]
             per_device = -(-len(part) // (TILE * mesh.size))
-            tiles = mesh.size << (per_device - 1).bit_length()
+            if per_device > 8:
+                per_device = -(-per_device // 8) * 8
+            else:
+                per_device = 1 << (per_device - 1).bit_length()
+            tiles = mesh.size * per_device
             padded = np.zeros((tiles * TILE, vectors.shape[1]), np.float32)
             padded[: len(part)] = part
             valid = np.arange(tiles * TILE) < len(part)
