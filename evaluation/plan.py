@@ -77,7 +77,7 @@ class _Planner:
     def plan(self) -> Plan:
         config = self.config
         vocabulary = self._vocabulary()
-        corpus = self._corpus("corpus", "corpus", config.corpus, vocabulary)
+        corpus = self._corpus("corpus", "corpus", config.corpus, vocabulary, config.workers)
         pool = self._split("pool", corpus, config.pool_split)
         evaluations = {
             name: self._evaluation(name, item, corpus, vocabulary)
@@ -103,6 +103,7 @@ class _Planner:
             "models": {name: path for name, path in models.items() if "/" in path},
             "scores": scores,
             "runs": runs,
+            "made": {stage.name: stage.result for stage in self.stages},
             "commands": [stage.command for stage in self.stages],
             "study": config_of(config),
         }
@@ -153,16 +154,14 @@ class _Planner:
         self._add("vocabulary", argv, f"{output}/{MANIFEST}", [], slots=config.workers)
         return output
 
-    def _corpus(self, name: str, place: str, recipe: Recipe, vocabulary: str) -> str:
+    def _corpus(
+        self, name: str, place: str, recipe: Recipe, vocabulary: str, workers: int = 1
+    ) -> str:
         output = self._at(place)
-        settings = {
-            "OUTPUT": output,
-            "VOCABULARY": vocabulary,
-            "Ingest.workers": self.config.workers,
-        }
+        settings = {"OUTPUT": output, "VOCABULARY": vocabulary, "Ingest.workers": workers}
         argv = command("pruning ingest", recipe, settings)
         needs = self._needs(vocabulary)
-        self._add(name, argv, f"{output}/{MANIFEST}", needs, slots=self.config.workers)
+        self._add(name, argv, f"{output}/{MANIFEST}", needs, slots=workers)
         return output
 
     def _split(self, name: str, corpus: str, part: tuple[float, float]) -> str:

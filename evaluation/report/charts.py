@@ -222,7 +222,9 @@ def curves(
             curve = cell.runs[0].curves.get(evaluation)
             if curve is None:
                 continue
-            style = {"linestyle": (0, (4, 3)), "linewidth": 1.2} if cell.is_full else {}
+            style: dict[str, Any] = {"marker": "." if len(curve.step) < 3 else ""}
+            if cell.is_full:
+                style |= {"linestyle": (0, (4, 3)), "linewidth": 1.2}
             axes.plot(curve.step, curve.loss, color=palette.colour(cell.sampler), **style)
             lowest = min(lowest, curve.loss.min())
             highest = max(highest, curve.loss[len(curve.loss) // 4])

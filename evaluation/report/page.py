@@ -150,7 +150,8 @@ def _steps_words(cell: Cell, evaluation: str) -> str:
     steps = cell.measures[evaluation].steps_to_full
     if steps is None:
         return "not reached"
-    return f"{steps:,.0f} ({1 - steps / cell.runs[0].steps:.0%} fewer)"
+    fewer = 1 - steps / cell.runs[0].steps
+    return f"{steps:,.0f} ({fewer:.0%} fewer)" if fewer >= 0.005 else f"{steps:,.0f}"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ Choices
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -98,7 +97,7 @@ def read(study: epath.PathLike) -> Results:
         corpus=json.loads((corpus.path / artefact.MANIFEST).read_text()),
         costs=_costs(places, config, runs),
         configuration=config,
-        provenance=tuple(_provenance(study)),
+        provenance=tuple(_provenance(places["made"])),
         commands=tuple(places["commands"]),
     )
 
@@ -270,24 +269,20 @@ def _costs(
     return tuple(costs)
 
 
-def _provenance(study: epath.Path) -> Iterator[dict[str, str]]:
-    """Name, kind, digest and place of everything that the study has made."""
-    for file in sorted(study.rglob(artefact.MANIFEST)):
-        manifest = artefact.load(file.parent).manifest
-        name = os.fspath(file.parent.relative_to(study))
-        yield {
-            "name": name,
-            "kind": manifest.kind,
-            "digest": manifest.digest,
-            "path": os.fspath(file.parent),
-        }
-    for file in sorted(study.rglob("result.json")):
-        result = json.loads(file.read_text())
-        if "config_digest" in result:
-            name = os.fspath(file.parent.relative_to(study))
+def _provenance(made: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Name, kind, digest and place of what the stages have made; {stage: its result file}."""
+    for name, file in made.items():
+        directory, _, last = file.rpartition("/")
+        if last == artefact.MANIFEST:
+            manifest = artefact.load(directory).manifest
             yield {
                 "name": name,
-                "kind": "training run",
-                "digest": result["config_digest"],
-                "path": os.fspath(file.parent),
+                "kind": manifest.kind,
+                "digest": manifest.digest,
+                "path": directory,
             }
+            continue
+        result = json.loads(epath.Path(file).read_text())
+        if "config_digest" in result:
+            digest = result["config_digest"]
+            yield {"name": name, "kind": "training run", "digest": digest, "path": directory}

@@ -49,7 +49,10 @@ def _against_full(pruned: Sequence[Cell], titles: dict[str, str], evaluation: Ev
         return f"The lowest loss {where} has {what}; no model was trained on the full data."
     amount = nats(difference)
     if difference.sign < 0:
-        return f"At equal compute, {what} beat training on everything {where}, by {amount}."
+        return (
+            f"At equal compute, {what} beat training on everything {where}, by {amount}"
+            f"{_and_random(best, name)}."
+        )
     if difference.sign > 0:
         return (
             f"At equal compute, training on everything was best {where}; {what} came closest, "
@@ -59,6 +62,16 @@ def _against_full(pruned: Sequence[Cell], titles: dict[str, str], evaluation: Ev
         f"At equal compute, the best selection {where} was {what}; it cannot be told from training "
         f"on everything ({difference.value:+.3f} nats per token, {interval(difference)})."
     ).replace("-", "−")
+
+
+def _and_random(best: Cell, name: str) -> str:
+    """What becomes of a victory over the full data when random is looked at, too."""
+    difference = best.measures[name].to_random
+    if best.sampler == RANDOM:
+        return "; that a random selection does so shows how far runs differ by chance"
+    if difference is not None and difference.sign >= 0:
+        return "; but a random selection of that size does as well"
+    return ""
 
 
 def _against_random(pruned: Sequence[Cell], keep_rate: float, titles: dict[str, str]) -> str:
@@ -73,7 +86,7 @@ def _against_random(pruned: Sequence[Cell], keep_rate: float, titles: dict[str, 
         return ""
     better = sorted(((cell, d) for cell, d in found if d.sign < 0), key=lambda pair: pair[1].value)
     worse = [cell for cell, d in found if d.sign > 0]
-    many = f"of {len(found)} scored selections" if len(found) > 1 else "the scored selection"
+    many = f"of the {_count(len(found))} scored selections" if len(found) > 1 else "of one"
     if not better:
         return f"Keeping {keep_rate:.0%}, none {many} beat a random one of that size" + (
             f", and {_count(len(worse))} did worse." if worse else "."
@@ -101,10 +114,8 @@ def _within_scorers(
         name = next(iter(here[0].measures))
         ranked = sorted(here, key=lambda cell: cell.measures[name].loss.value)
         order = [titles[cell.sampler] for cell in ranked]
-        sentences.append(
-            f"Of the {_count(len(order))} ways to select {keep_rate:.0%} by {scorers[scorer]}, "
-            f"{order[0]} did best, followed by {_listed(order[1:])}."
-        )
+        ways = f"{_count(len(order))} ways to select {keep_rate:.0%} by {_inside(scorers[scorer])}"
+        sentences.append(f"Of the {ways}, {order[0]} did best, followed by {_listed(order[1:])}.")
     return sentences
 
 
@@ -129,6 +140,8 @@ def caveats(results: Results, cells: Sequence[Cell]) -> list[str]:
             "One seed: the intervals hold the uncertainty of the evaluation documents, not that of "
             "training. Another seed can move a loss by as much as the smaller differences here."
         )
+    if noise := _noise(cells):
+        found.append(noise)
     found.append(
         f"{pruned} selections were compared, with no correction for looking at many: the best of "
         "several equal ones looks better than it is."
@@ -146,6 +159,19 @@ def caveats(results: Results, cells: Sequence[Cell]) -> list[str]:
     return found
 
 
+def _noise(cells: Sequence[Cell]) -> str:
+    """How far random selections lie from the full data: a yardstick for all other differences."""
+    random = [cell for cell in cells if cell.sampler == RANDOM and cell.epochs <= 2]
+    found = [m.to_full.value for cell in random for m in cell.measures.values() if m.to_full]
+    if not found:
+        return ""
+    return (
+        "Random selections that are hardly repeated ought to be as good as the full data. Here they "
+        f"came out {min(found):+.3f} to {max(found):+.3f} nats per token from it: differences of "
+        "that size are the noise of training."
+    ).replace("-", "−")
+
+
 def nats(estimate: Estimate) -> str:
     """The size of a difference, without its sign: "0.021 nats per token (95%: 0.011 to 0.030)"."""
     low, high = sorted((abs(estimate.low), abs(estimate.high)))
@@ -154,6 +180,11 @@ def nats(estimate: Estimate) -> str:
 
 def interval(estimate: Estimate) -> str:
     return f"95%: {estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def _inside(title: str) -> str:
+    """A title as it stands within a sentence; names such as Ask-LLM keep their capitals."""
+    return title if title[1:] != title[1:].lower() else title.lower()
 
 
 def _listed(names: Sequence[str]) -> str:

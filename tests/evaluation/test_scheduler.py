@@ -108,6 +108,21 @@ def test_success_without_a_result_is_a_failure(tmp_path):
         Scheduler([stage], Records(tmp_path / "s")).run(say=lambda line: None)
 
 
+def test_a_stage_that_was_stopped_from_outside_is_started_again(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+tries = Path(sys.argv[1] + ".tries")
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+if len(tries.read_text()) < 3: sys.exit(75)
+Path(sys.argv[1]).write_text("done")
+"""
+    result = str(tmp_path / "r")
+    stage = Stage("train", ("python", "-c", code, result), result)
+    Scheduler([stage], Records(tmp_path / "s")).run(say=lambda line: None)
+    assert (tmp_path / "r.tries").read_text() == "xxx"
+
+
 def test_time_left_corrects_the_hints(tmp_path):
     stages = [
         work(tmp_path, "a", cost=0.001),

@@ -1,0 +1,155 @@
+"""Perplexity against a computation document by document, without packing or windows."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from evaluation import bootstrap, perplexity
+from evaluation.perplexity import Losses, PerplexityConfig
+from pruning import artefact
+from pruning.scorers.likelihood import Likelihood
+
+
+@pytest.fixture(scope="module")
+def config(small_corpus, small_model, tmp_path_factory):
+    return PerplexityConfig(
+        model=str(small_model),
+        output=str(tmp_path_factory.mktemp("perplexity") / "out"),
+        corpora={"all": str(small_corpus)},
+        likelihood=Likelihood("causal", window=192, overlap=32),
+        row_length=256,
+        batch_rows=8,
+        compilation_cache=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def result(config):
+    return perplexity.evaluate(config)
+
+
+@pytest.fixture(scope="module")
+def by_hand(small_corpus, small_model):
+    """(nats, tokens, bytes) of every document: a T5 decoder whose encoder reads EOS only."""
+    import jax.numpy as jnp
+
+    from models import weights
+
+    model, params = weights.load(small_model)
+    module = model.bind(params)
+    corpus = artefact.load(small_corpus, "corpus")
+    found = []
+    for shard in range(corpus.num_shards):
+        for row in corpus.read(shard).to_pylist():
+            tokens = row["tokens"]
+            inputs = jnp.asarray([[0, *tokens[:-1]]])
+            batch = {"encoder_input_tokens": jnp.asarray([[1]]), "decoder_input_tokens": inputs}
+            logits = np.asarray(module.logits(module.forward(batch))[0], np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            log_likelihood = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            nats = -log_likelihood[np.arange(len(tokens)), tokens].sum()
+            found.append((nats, len(tokens), len(row["text"].encode())))
+    return np.asarray(found)
+
+
+def test_it_is_what_a_plain_model_says_document_by_document(result, config, by_hand):
+    found = perplexity.read(
+        artefact.load(f"{config.output}/all", "scores"),
+        artefact.load(config.corpora["all"], "corpus"),
+    )
+    np.testing.assert_allclose(found.nats, by_hand[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(found.tokens, by_hand[:, 1])
+    np.testing.assert_allclose(found.n_bytes, by_hand[:, 2])
+
+
+def test_the_sums(result, by_hand):
+    nats, tokens, n_bytes = by_hand.sum(axis=0)
+    found = result["sets"]["all"]
+    assert found["documents"] == 48 and found["tokens"] == tokens and found["bytes"] == n_bytes
+    assert found["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+    low, high = found["loss_interval"]
+    assert low < found["loss"] < high
+
+
+def test_it_is_finished_once(result, config):
+    from pathlib import Path
+
+    file = Path(config.output) / "result.json"
+    before = file.read_bytes()
+    found = json.loads(json.dumps(perplexity.evaluate(config)))
+    assert found == json.loads(before) == json.loads(json.dumps(result))
+    assert file.read_bytes() == before
+
+
+def test_parts_of_a_corpus_add_up_to_the_whole(config, result, small_corpus, tmp_path):
+    from pruning.selection import select
+    from pruning.selection.strategies import Split
+
+    parts = {}
+    for name, low, high in (("one", 0.0, 0.4), ("other", 0.4, 1.0)):
+        parts[name] = str(tmp_path / name)
+        select.run(
+            select.SelectConfig(
+                corpus=str(small_corpus), output=parts[name], strategy=Split(low, high)
+            )
+        )
+    import dataclasses
+
+    found = perplexity.evaluate(
+        dataclasses.replace(
+            config,
+            output=str(tmp_path / "out"),
+            corpora=dict.fromkeys(parts, str(small_corpus)),
+            within=parts,
+        )
+    )["sets"]
+    for key in ("documents", "tokens", "bytes", "nats"):
+        both = found["one"][key] + found["other"][key]
+        assert both == pytest.approx(result["sets"]["all"][key], rel=1e-6)
+
+
+def test_bytes_of_tokens_without_a_score_are_left_out():
+    """A prefix estimator scores all tokens but the first: bytes shrink in proportion."""
+    losses = Losses(np.arange(2), np.array([6.0, 2.0]), np.array([3, 1]), np.array([12.0, 4.0]))
+    assert losses.per_token == 2.0
+    assert losses.bits_per_byte == pytest.approx(8 / math.log(2) / 16)
+    summary = perplexity.summary(losses)
+    drawn = bootstrap.ratios(losses.nats[None], losses.tokens[None])[0]
+    assert summary["loss_interval"] == bootstrap.interval(drawn)
+
+
+def test_the_objectives_loss_is_the_trainers(small_corpus, small_model, config, tmp_path):
+    """On the same batches, train.py's evaluation says the same."""
+    import dataclasses
+
+    import train
+    from models.optimizers import AdamW
+    from pruning.stream.stream import StreamConfig
+
+    stream = StreamConfig(str(small_corpus), batch_size=8, input_length=32, target_length=12)
+    run = train.TrainConfig(
+        output=str(tmp_path / "run"),
+        initial_weights=str(small_model),
+        data=stream,
+        eval_data={"held_out": stream},
+        optimizer=AdamW(),
+        steps=2,
+        eval_batches=3,
+    )
+    trained = train.train(run)
+    found = perplexity.objective(
+        dataclasses.replace(config, model=run.output, batches={"held_out": stream}, batch_count=3)
+    )
+    assert found["held_out"]["target_tokens"] == trained["eval"]["held_out"]["target_tokens"]
+    assert found["held_out"]["loss"] == pytest.approx(trained["eval"]["held_out"]["loss"], rel=1e-5)
+
+
+def test_a_part_of_no_set_is_refused(config):
+    import dataclasses
+
+    with pytest.raises(ValueError, match=r"'news', Perplexity\.corpora does not"):
+        dataclasses.replace(config, within={"news": "runs/x"})

@@ -1,0 +1,99 @@
+"""A study written out as stages: nothing is read before it is made, and nothing leaks."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from evaluation import study
+from evaluation.plan import plan
+from evaluation.recipes import Recipe
+from evaluation.stages import ordered
+from pruning import configuration
+
+QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.gin")
+
+
+def build(*bindings: str) -> study.StudyConfig:
+    return configuration.build(
+        "Study", study.CONFIGURABLES, [QUICKSTART], ["OUTPUT = 'runs/test'", *bindings]
+    )
+
+
+@pytest.fixture(scope="module")
+def config():
+    return build()
+
+
+def paths_in(argv) -> set[str]:
+    return set(re.findall(r"runs/test/[\w/.-]+", " ".join(argv)))
+
+
+def test_every_stage_reads_what_its_needs_have_made(config):
+    stages = ordered(plan(config).stages)
+    made_by = {stage.result.rpartition("/")[0]: stage.name for stage in stages}
+    for stage in stages:
+        own = stage.result.rpartition("/")[0]
+        for path in paths_in(stage.argv) - {own, "runs/test/compiled"}:
+            assert made_by[path] in stage.needs, (stage.name, path)
+
+
+def test_the_grid_is_complete_and_each_cell_differs_in_its_selection_alone(config):
+    config = dataclasses.replace(config, seeds=(0, 1))
+    planned = plan(config)
+    cells = {(run["sampler"], run["keep_rate"], run["seed"]) for run in planned.places["runs"]}
+    pruned = {(name, rate) for name in config.samplers for rate in config.keep_rates}
+    assert cells == {(*pair, seed) for pair in [*pruned, ("full", 1.0)] for seed in (0, 1)}
+
+    trained = [stage.argv for stage in planned.stages if stage.sort == "train"]
+    assert len(trained) == len(cells)
+    varying = ("--gin.SELECTION=", "--gin.OUTPUT=")
+    for seed in (0, 1):
+        of_seed = [argv for argv in trained if f"--gin.SEED={seed}" in argv]
+        shared = {tuple(w for w in argv if not w.startswith(varying)) for argv in of_seed}
+        assert len(of_seed) == len(cells) / 2 and len(shared) == 1
+
+
+def test_parts_of_the_corpus_that_overlap_are_refused(config):
+    with pytest.raises(ValueError, match="pool_split and held_out"):
+        plan(dataclasses.replace(config, pool_split=(0.35, 0.99)))
+
+
+def test_what_does_not_fit_is_refused(config):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        plan(dataclasses.replace(config, keep_rates=(20.0,)))
+    with pytest.raises(ValueError, match="looks at the scorer 'likelihood'"):
+        plan(dataclasses.replace(config, scorers={"ask_llm": config.scorers["ask_llm"]}))
+    with pytest.raises(ValueError, match="wants a judge"):
+        plan(dataclasses.replace(config, judge=None))
+    with pytest.raises(ValueError, match="call the sampler something else"):
+        plan(dataclasses.replace(config, samplers={"full": config.samplers["random"]}))
+
+
+def test_published_weights_in_place_of_the_judge(config, tmp_path, t5_vocabulary_file):
+    """One setting: the judge's own vocabulary tokenises the corpus, and nothing is fine-tuned."""
+    judge = tmp_path / "flan-t5-small"
+    judge.mkdir()
+    (judge / "config.json").write_text("{}")
+    (judge / "spiece.model").write_bytes(t5_vocabulary_file.read_bytes())
+    planned = plan(build(f"JUDGE = '{judge}'"))
+    stages = {stage.name: stage for stage in planned.stages}
+    assert not {"vocabulary", "examples", "model/judge"} & set(stages)
+    assert f"--gin.VOCABULARY={judge / 'spiece.model'}" in stages["corpus"].argv
+    assert f"--gin.MODEL={judge}" in stages["score/ask_llm"].argv
+    assert "--gin.T5Config.vocab_size=32128" in stages["train/full-100-seed0"].argv
+
+
+def test_recipes_exist(config):
+    files = {word for stage in plan(config).stages for word in stage.argv if "--gin_file=" in word}
+    root = Path(QUICKSTART).parents[1]
+    assert files
+    for file in files:
+        assert (root / file.removeprefix("--gin_file=")).exists()
+
+
+def test_an_evaluation_set_must_come_from_somewhere():
+    with pytest.raises(ValueError, match="set recipe, split or both"):
+        study.EvaluationPlan("news", "by hand")
+    assert study.EvaluationPlan("news", "by hand", recipe=Recipe("a.gin")).split is None
