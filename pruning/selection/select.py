@@ -1,6 +1,6 @@
 """Select: a corpus, a score, a strategy and a budget make a selection.
 
-    python -m pruning select --gin_file=configs/select/ask_llm_top.gin --gin.CORPUS=...
+    python -m pruning select --gin_file=configs/select/top.gin --gin.CORPUS=... --gin.SCORES=...
 
 Two passes over the shards: the first ranks (`ranking.py`), the second writes what is kept and says
 what became of every domain. Between them `cut.py` finds the exact thresholds.

@@ -126,6 +126,9 @@ class SpanCorruption(Objective):
         while lengths(chunk + 1)[0] <= input_length:
             chunk += 1
         inputs, targets = lengths(chunk)
+        if self.noise_density == 0.5 and targets > inputs:  # as T5: equal lengths where it can be
+            chunk -= 1
+            inputs, targets = lengths(chunk)
         if inputs > input_length or targets > target_length:
             raise ObjectiveError(
                 f"chunks of {chunk} tokens give {inputs} inputs and {targets} targets, more than "

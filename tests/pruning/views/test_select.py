@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pruning import configuration
 from pruning.artefact import ArtefactError, ConfigurationChanged
 from pruning.selection import load_selection, ranking, select, strategies
-from pruning.selection.config import Quotas, SelectConfig, SelectError
+from pruning.selection.config import Quotas, SelectConfig, SelectError, validate
 from pruning.selection.scores import ScoreError, Term
 from pruning.selection.strategies import (
     All,
@@ -489,3 +490,42 @@ def test_the_manifest_does_not_depend_on_the_place(house):
     config = house.config("top", Top(), keep_tokens=0.3)
     text = json.dumps(select.run(config).manifest.config)
     assert str(house.path) not in text
+
+
+# --------------------------------------------------------------------------------------------------
+# The configurations that come with the package
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "select").glob("*.gin"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_configurations_are_whole(file):
+    config = configuration.build(select.NAME, select.CONFIGURABLES, [str(file)])
+    validate(config)
+
+
+def test_every_strategy_has_a_configuration():
+    named = {
+        type(configuration.build(select.NAME, select.CONFIGURABLES, [str(file)]).strategy).__name__
+        for file in CONFIGS
+    }
+    assert named == set(strategies.CONFIGURABLES)
+
+
+def test_a_configuration_runs_as_a_command(house):
+    from pruning.__main__ import main
+
+    file = next(file for file in CONFIGS if file.stem == "likelihood_middle")
+    settings = [f"--gin.{name}={value}" for name, value in command_settings(house).items()]
+    assert main(["select", f"--gin_file={file}", *settings]) == 0
+    direct = house.select("direct", Middle(), score="nll_mean", keep_tokens=0.4)
+    assert load_selection(house.at("command")).artefact.digest == direct.digest
+
+
+def command_settings(house):
+    return {
+        "CORPUS": house.at("corpus"),
+        "SCORES": house.at("scores"),
+        "OUTPUT": house.at("command"),
+        "KEEP": 0.4,
+    }
