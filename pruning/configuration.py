@@ -18,6 +18,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _BARE = re.compile(r"[^\s@%\"'\[\]{}()=,]+")
@@ -85,13 +86,17 @@ def build(
 
     import gin
 
+    # NOTE: gin would look for a missing file inside packages, and fail there in its own words.
+    for file in files:
+        if not Path(file).is_file():
+            raise ConfigurationError(f"the gin file {file} does not exist.")
     gin.clear_config()
     wrapped = {key: _register(key, value) for key, value in configurables.items()}
     try:
         gin.parse_config_files_and_bindings(list(files), [], finalize_config=False)
         in_files = _macro_references()
         gin.parse_config(list(bindings))
-    except (ValueError, OSError, SyntaxError, NameError) as error:
+    except (ValueError, OSError, SyntaxError, NameError, TypeError) as error:
         raise ConfigurationError(str(error)) from error
     _check_macros(in_files)
     try:
