@@ -235,19 +235,27 @@ class T5(nnx.Module):
 
         Unpacked (`max_segments` None): one text per row, [batch, sentence_head]. Packed:
         [batch, max_segments, sentence_head], segment s at s - 1; a segment that is not there gives
-        zeros.
+        zeros. A model without a sentence head gives the mean itself, [..., d_model].
+        """
+        pooled = self.pool(tokens, segment_ids, max_segments=max_segments or 1)
+        norm = jnp.sqrt(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True))
+        pooled = pooled / jnp.maximum(norm, 1e-12)
+        return pooled if max_segments else pooled[:, 0]
+
+    def pool(self, tokens, segment_ids=None, *, max_segments: int = 1) -> jax.Array:
+        """Mean over a text's tokens, and the projection where there is one: `embed` before scaling.
+
+        float32 [batch, max_segments, sentence_head or d_model].
         """
         if segment_ids is None:
             segment_ids = (tokens != self.config.pad_id).astype(jnp.int32)
         encoded = self.encode(tokens, segment_ids).astype(jnp.float32)
-        wanted = jnp.arange(1, (max_segments or 1) + 1)
+        wanted = jnp.arange(1, max_segments + 1)
         belongs = segment_ids[:, None, :] == wanted[None, :, None]  # [batch, segments, length]
         count = jnp.sum(belongs, axis=-1, keepdims=True)
         total = einsum("bsl,bld->bsd", belongs.astype(jnp.float32), encoded)
-        pooled = self.projection_layer(total / jnp.maximum(count, 1))
-        norm = jnp.sqrt(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True))
-        pooled = pooled / jnp.maximum(norm, 1e-12)
-        return pooled if max_segments else pooled[:, 0]
+        mean = total / jnp.maximum(count, 1)
+        return self.projection_layer(mean) if self.config.sentence_head else mean
 
 
 def _norm(config: T5Config) -> RMSNorm:

@@ -7,6 +7,8 @@ the Base model's.
 Choices
 - A document is embedded by its beginning: 256 tokens, which is what the published models were made
   for. The score set says how many tokens of each document were not seen.
+- A T5 without Sentence-T5's projection gives the plain mean of its encoder's outputs. It was never
+  trained to put alike documents near each other, and does so worse; the score set says which it is.
 - float16 by default: 1.5 kB for 768 dimensions instead of 3, and an error (2e-5) below that of
   computing in bfloat16.
 """
@@ -44,14 +46,15 @@ class Embedding:
     store: Literal["float16", "float32"] = "float16"
 
     def prepare(self, model: Model, vocabulary: Vocabulary) -> Prepared:
-        """Raises ScoreError where the model has no projection to embeddings."""
+        """Raises ScoreError where the model has no encoder."""
         config = model.config
-        width = getattr(config, "sentence_head", None)
-        if width is None:
+        if config.family != "t5":
             raise ScoreError(
-                "this model has no sentence head: give a Sentence-T5, such as "
-                "sentence-transformers/sentence-t5-base."
+                "this model has no encoder: give a Sentence-T5, such as "
+                "sentence-transformers/sentence-t5-base, or another T5."
             )
+        width = config.sentence_head or config.d_model
+        kind = "Sentence-T5 embedding" if config.sentence_head else "mean encoder output"
         if self.max_tokens < 2:
             raise ScoreError(f"max_tokens={self.max_tokens} leaves no room for a document.")
 
@@ -79,7 +82,7 @@ class Embedding:
             return Scores({"embedding": embeddings, "truncated_tokens": cut.astype(np.int32)})
 
         number = pa.float16() if self.store == "float16" else pa.float32()
-        embedding = Column(pa.list_(number, width), "Sentence-T5 embedding, of length 1")
+        embedding = Column(pa.list_(number, width), f"{kind}, of length 1")
         return Prepared(
             name="embedding",
             columns={"embedding": embedding, "truncated_tokens": TRUNCATED},
@@ -89,5 +92,5 @@ class Embedding:
             windows=windows,
             step=step,
             finish=finish,
-            summary={"dimensions": width},
+            summary={"dimensions": width, "sentence_head": config.sentence_head is not None},
         )

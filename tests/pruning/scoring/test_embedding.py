@@ -71,6 +71,28 @@ def test_embeddings_are_those_of_single_documents(
             assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=10 * error)
 
 
-def test_a_model_without_a_sentence_head_is_refused(tiny_t5):
-    with pytest.raises(ScoreError, match="sentence head"):
-        Embedding().prepare(tiny_t5.model, None)
+def test_a_model_without_a_sentence_head_gives_the_mean_of_its_encoder(tiny_t5):
+    import jax
+
+    prepared = Embedding().prepare(tiny_t5.model, None)
+    assert prepared.summary["sentence_head"] is False
+    assert "mean encoder output" in prepared.columns["embedding"].meaning
+    tokens = np.array([[5, 6, 7, 1, 0, 0], [9, 1, 0, 0, 0, 0]], np.int32)
+
+    def both(params):
+        module = tiny_t5.model.bind(params)
+        return module.embed(tokens), module.encode(tokens)
+
+    embedded, encoded = jax.jit(both)(tiny_t5.params)
+    for row, length in enumerate((4, 2)):
+        mean = np.asarray(encoded[row, :length], np.float64).mean(axis=0)
+        np.testing.assert_allclose(embedded[row], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_a_model_without_an_encoder_is_refused():
+    from models.config import NAMED
+    from models.model import Model
+
+    decoder = next(config for config in NAMED.values() if config.family == "decoder")
+    with pytest.raises(ScoreError, match="no encoder"):
+        Embedding().prepare(Model(decoder), None)
