@@ -8,6 +8,7 @@
   models, and any sharding, start from the same numbers.
 """
 
+import dataclasses
 import functools
 import zlib
 from dataclasses import dataclass
@@ -39,14 +40,27 @@ class Model:
     def init(self, key: jax.Array) -> Params:
         """Draws the parameters, float32. Run it under `jax.jit` with out_shardings to shard it."""
 
+        if not self.config.scan_layers:
+            stacked = dataclasses.replace(self.config, scan_layers=True)
+            return unstack_layers(Model(stacked).init(key))
+        # NOTE: lax.map, here and below, because a vectorised generator takes XLA four times as long
+        # to compile, and a fold_in per name by itself longer than all the drawing.
+        layers = {
+            path: param.get_value().shape[0] if "layers" in path else 1
+            for path, param in self._parameters.items()
+        }
+        names = [f"{'/'.join(path)}/{i}" for path, count in layers.items() for i in range(count)]
+        hashes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+        keys = jax.lax.map(functools.partial(jax.random.fold_in, key), hashes)
+        keys = jnp.split(keys, np.cumsum(list(layers.values()))[:-1])
+        keys = dict(zip(layers, keys, strict=True))
+
         def draw(path, param):
-            shape, name = param.get_value(), "/".join(path)
+            shape = param.get_value()
             if "layers" not in path:
-                return param.initializer(_named_key(key, name), shape.shape, shape.dtype)
-            count, *layer = shape.shape
-            names = [name.replace("layers", f"layers_{i}", 1) for i in range(count)]
-            keys = jnp.stack([_named_key(key, layer_name) for layer_name in names])
-            return jax.vmap(lambda k: param.initializer(k, tuple(layer), shape.dtype))(keys)
+                return param.initializer(keys[path][0], shape.shape, shape.dtype)
+            layer = shape.shape[1:]
+            return jax.lax.map(lambda k: param.initializer(k, layer, shape.dtype), keys[path])
 
         return self._tree(draw)
 
@@ -78,9 +92,13 @@ class Model:
             )
         return nnx.merge(graph, params)
 
+    @property
+    def _parameters(self) -> dict[tuple[str, ...], nnx.Param]:
+        return _module(self.config)[1]
+
     def _tree(self, leaf) -> Params:
         tree: Params = {}
-        for path, param in _module(self.config)[1].items():
+        for path, param in self._parameters.items():
             node = tree
             for name in path[:-1]:
                 node = node.setdefault(name, {})
@@ -122,10 +140,6 @@ def _module(config: ModelConfig) -> tuple[nnx.GraphDef, dict[tuple[str, ...], nn
     module = {T5Config: T5, DecoderConfig: DecoderLM}[type(config)](config)
     graph, state = nnx.split(module)
     return graph, dict(nnx.to_flat_state(state))
-
-
-def _named_key(key: jax.Array, name: str) -> jax.Array:
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _flatten(params: Params):

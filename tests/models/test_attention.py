@@ -89,7 +89,7 @@ def test_buckets_agree_with_transformers():
         theirs = t5.T5Attention._relative_position_bucket(
             torch.tensor(relative), bidirectional=bidirectional
         )
-        ours = [bucket_of(r, bidirectional) for r in relative]
+        ours = [bucket_of(int(r), bidirectional) for r in relative]
         np.testing.assert_array_equal(ours, theirs.numpy())
 
 
