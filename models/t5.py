@@ -162,11 +162,10 @@ class T5(nnx.Module):
                 config.d_model, config.sentence_head, ("embed", "sentence")
             )
 
-    def encode(self, tokens, segment_ids=None, positions=None, *, dropout_key=None) -> jax.Array:
+    def encode(self, tokens, segment_ids=None, *, dropout_key=None) -> jax.Array:
         """Encodes int32 [batch, length] -> [batch, length, d_model] in the compute dtype.
 
         `segment_ids` [batch, length]; without them a row is one segment, and the pad id padding.
-        `positions` are not read: T5 knows only differences of positions, which array indices give.
         """
         if segment_ids is None:
             segment_ids = (tokens != self.config.pad_id).astype(jnp.int32)

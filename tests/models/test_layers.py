@@ -94,7 +94,7 @@ RUNS += [(T5, UNROLLED), (T5, UNROLLED | {"remat": "dots"}), (LLAMA, UNROLLED)]
     ids=lambda value: value.family if hasattr(value, "family") else str(value),
 )
 def test_running_otherwise_changes_nothing(config, run):
-    """Stacked or unrolled layers and every remat policy: the same loss and gradients, dropout too."""
+    """Stacked or unrolled layers, every remat policy: the same loss and gradients, with dropout."""
     expected, expected_gradient = loss_and_gradient(config)
     value, gradient = loss_and_gradient(dataclasses.replace(config, **run))
     assert value == pytest.approx(float(expected), rel=1e-6)
