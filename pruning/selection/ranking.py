@@ -106,7 +106,7 @@ class Pool:
         config = self.config
         domain = config.domain_column if self.domains else None
         group = config.quotas.column if config.quotas else None
-        strings = sorted({domain, group} - {None})
+        strings = sorted({name for name in (domain, group) if name})
         table = self.corpus.read(shard, ["n_tokens", *strings], strings)
         ids = doc_ids(shard, np.arange(table.num_rows))
         found = scores.read(config.terms, self.score_sets, shard, ids)
