@@ -29,10 +29,14 @@ import sys
 
 from models import runtime
 from pruning import configuration
+from pruning.__main__ import settings_of
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="\n\n".join(settings_of("train")) if {"-h", "--help"} & set(sys.argv) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     configuration.add_arguments(parser)
     runtime.add_arguments(parser)
@@ -86,30 +90,32 @@ class TrainConfig:
 
     Attributes:
       output: the run's directory.
-      model: a name of models.config.NAMED, a T5Config or a DecoderConfig; None with
-        `initial_weights`, which bring their own.
-      initial_weights: anything that models.weights.load reads; else parameters are drawn from
-        `seed`.
-      data: has `open(process_index, process_count)` -> an object whose `batch(step)` is a
-        dictionary of NumPy arrays: this process's rows of global batch `step`, as a pure function.
-        Where that object has `inputs` (name -> {"path", "digest"}), they become part of the run's
-        identity; where it has `num_batches`, evaluation stops there.
-      eval_data: name -> such an object; the same batches at every evaluation.
+      data: @Stream(), @Examples() or @Seqio(). In code: what has `open(index, count)`, giving an
+        object whose `batch(step)` is a dictionary of NumPy arrays: this process's rows of global
+        batch `step`, as a pure function. That object's `inputs` (name -> {"path", "digest"}), where
+        it has them, become part of the run's identity; evaluation ends at its `num_batches`.
       steps: updates to make.
+      model: a published size (models/config.py), @T5Config() or @DecoderConfig().
+      initial_weights: instead of `model`: whatever models.weights.load reads, to fine-tune.
+      eval_data: name -> data as above; the same batches at every evaluation.
       eval_every, checkpoint_every: in steps; both also happen at the end.
       eval_batches: how many at most, from each of `eval_data`.
-      keep: which checkpoints stay; metrics are named "<eval name>/loss".
-      optimizer: has `build(logical axes)` -> optax transformation, and a `schedule`.
+      keep: @Retention(), which checkpoints stay; its metrics are named "<eval name>/loss".
+      optimizer: @Adafactor() or @AdamW().
       clip_norm: global norm to which gradients are clipped; None: they are not.
       microbatches: parts that a batch is processed in, one after another.
+      z_loss: weight of log(normaliser)^2 in the objective.
+      label_smoothing: of the targets in training.
       dropout: overrides the model's; T5 pretrains without and fine-tunes with 0.1.
       dtype: overrides the model's compute dtype; parameters are float32 always.
       remat, scan_layers: override the model's.
       loss_chunk: target tokens whose logits are in memory at a time; None: all of them.
+      seed: of the initial parameters and of dropout.
       mesh: sizes of data, fsdp and tensor; -1 takes what remains.
+      log_every: steps from one line of metrics to the next.
       profile: (first, last) step to record for the profiler, in <output>/profile.
       tensorboard: also write <output>/tensorboard; wants the "tensorboard" extra.
-      compilation_cache: directory shared by runs.
+      compilation_cache: directory of compiled programs, shared by runs.
     """
 
     output: str
@@ -190,7 +196,9 @@ class RunError(RuntimeError):
 
 
 class State(NamedTuple):
-    step: jax.Array  # int32 scalar: updates done
+    """What a step takes and gives; also trees like it, of shapes, axes or shardings."""
+
+    step: Any  # int32 scalar: updates done
     params: Any
     opt_state: Any
 
@@ -209,10 +217,10 @@ def abstract_state(
     model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> State:
     """Shapes, dtypes and shardings of the state: enough to compile for it or to restore it."""
-    params, axes = model.shapes(), model.logical_axes()
+    params, param_axes = model.shapes(), model.logical_axes()
     opt_state = jax.eval_shape(optimizer.init, params)
     shapes = State(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
-    axes = State((), axes, state_axes(opt_state, params, axes))
+    axes = State((), param_axes, state_axes(opt_state, params, param_axes))
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
@@ -538,6 +546,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     with checkpoints, partitioning.use(mesh), runtime.StopSignal() as stop:
         # ---- model -------------------------------------------------------------------------------
         params = None
+        shape: Any
         if checkpoints.steps() and (run / MODEL_FILE).exists():
             shape = from_dict(read_config(run))
         elif config.initial_weights is not None:
@@ -547,7 +556,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             shape = loaded.config
         else:
             shape = NAMED[config.model] if isinstance(config.model, str) else config.model
-        overrides = {
+        overrides: dict[str, Any] = {
             "dropout_rate": config.dropout,
             "dtype": config.dtype,
             "remat": config.remat,
@@ -651,7 +660,14 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             "config_digest": config_digest,
             "parameters": model.parameter_count(),
             "loss": final["loss"],
-            "eval": {name: metrics.last("eval", name) for name in eval_data},
+            "eval": {
+                name: {
+                    metric: value
+                    for metric, value in metrics.last("eval", name).items()
+                    if metric not in ("step", "kind", "name")
+                }
+                for name in eval_data
+            },
             **{name: final[name] for name in ("tokens", "target_tokens", "flops", "seconds")},
         }
         if chief:
@@ -669,5 +685,11 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (configuration.ConfigurationError, RunError) as error:
-        sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from the last checkpoint")
+    except Exception as error:
+        # One line for what a user can mend: an error of our own kinds, or of the system.
+        ours = type(error).__module__.partition(".")[0] in ("__main__", "models", "pruning")
+        if not (ours or isinstance(error, OSError)):
+            raise
+        sys.exit(f"error: {error}")

@@ -47,10 +47,10 @@ class Retention:
     """Which checkpoints are kept: those that any of these rules names.
 
     Attributes:
-        last: the newest so many.
-        every: those whose step is a multiple of it; 0 for none.
-        best: so many with the lowest value of `metric`.
-        metric: a name in the metrics given to `save`.
+      last: the newest so many.
+      every: those whose step is a multiple of it; 0 for none.
+      best: so many with the lowest value of `metric`.
+      metric: a name in the metrics given to `save`.
     """
 
     last: int = 2
@@ -211,7 +211,7 @@ def _manager(run: epath.Path, retention: Retention, writes: bool) -> Any:
         rules.append(keep.EveryNSteps(retention.every))
 
     def lowest(metrics: Mapping[str, float]) -> float:
-        return -metrics[retention.metric]  # the last of the ascending order are kept
+        return -metrics[str(retention.metric)]  # the last of the ascending order are kept
 
     if retention.metric is not None:
         best = keep.BestN(
@@ -237,7 +237,7 @@ def _newest_whole(
     steps = sorted(manager.all_steps(), reverse=True)
     if only is not None and only not in steps:
         raise NoCheckpoint(f"{manager.directory} has no step {only}; it has {sorted(steps)}")
-    failures = []
+    failures: list[str] = []
     for step in steps if only is None else [only]:
         items, problem = _read(manager, step, wanted)
         if not _anywhere(problem is not None):

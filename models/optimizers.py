@@ -32,6 +32,10 @@ class InverseSquareRoot:
 
     NOTE: with T5's offset of 10,000 it is flat at 0.01 for 10,000 steps and then decays; there is
     no linear warm-up in it.
+
+    Attributes:
+      scale: of all rates.
+      offset: steps before the decay begins.
     """
 
     scale: float = 1.0
@@ -43,7 +47,11 @@ class InverseSquareRoot:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The same rate throughout; T5 fine-tunes at 1e-3."""
+    """The same rate throughout.
+
+    Attributes:
+      value: the rate; T5 fine-tunes at 1e-3.
+    """
 
     value: float = 1e-3
 
@@ -53,7 +61,14 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class WarmupLinear:
-    """From 0 to `peak` over `warmup_steps`, then straight to `final` at step `total_steps`."""
+    """From 0 to `peak` over `warmup_steps`, then straight to `final` at step `total_steps`.
+
+    Attributes:
+      peak: the highest rate.
+      final: the last.
+      warmup_steps: to climb to `peak`.
+      total_steps: at which `final` is reached.
+    """
 
     peak: float
     total_steps: int
@@ -66,7 +81,14 @@ class WarmupLinear:
 
 @dataclasses.dataclass(frozen=True)
 class WarmupCosine:
-    """From 0 to `peak` over `warmup_steps`, then along half a cosine to `final`."""
+    """From 0 to `peak` over `warmup_steps`, then along half a cosine to `final`.
+
+    Attributes:
+      peak: the highest rate.
+      final: the last.
+      warmup_steps: to climb to `peak`.
+      total_steps: at which `final` is reached.
+    """
 
     peak: float
     total_steps: int
@@ -94,7 +116,7 @@ def _warmed_up(
 
 
 class AdafactorState(NamedTuple):
-    count: jax.Array  # int32 scalar, updates done
+    step: jax.Array  # int32 scalar: updates done
     slots: Any  # at each parameter's place: {"v_row", "v_col"} or {"v"}, float32
 
 
@@ -166,13 +188,13 @@ def adafactor(
     def update(gradients: Any, state: AdafactorState, params: Any = None) -> tuple:
         if params is None:
             raise ValueError("adafactor scales its steps by the parameters: pass them to update")
-        beta2 = 1.0 - (state.count + 1).astype(jnp.float32) ** -decay_exponent
-        rate = schedule(state.count)
-        leaves, structure = jax.tree.flatten(gradients)
+        beta2 = 1.0 - (state.step + 1).astype(jnp.float32) ** -decay_exponent
+        rate = schedule(state.step)
+        structure: Any = jax.tree.structure(gradients)
         pairs = [
             update_one(*leaf, beta2, rate)
             for leaf in zip(
-                leaves,
+                jax.tree.leaves(gradients),
                 structure.flatten_up_to(state.slots),
                 structure.flatten_up_to(params),
                 structure.flatten_up_to(axes),
@@ -180,7 +202,7 @@ def adafactor(
             )
         ]
         updates, slots = (structure.unflatten(side) for side in zip(*pairs, strict=True))
-        return updates, AdafactorState(optax.safe_increment(state.count), slots)
+        return updates, AdafactorState(optax.safe_increment(state.step), slots)
 
     return optax.GradientTransformation(init, update)
 
@@ -195,7 +217,13 @@ def _rms(x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor:
-    """T5's optimiser; see `adafactor`."""
+    """T5's optimiser; see `adafactor`.
+
+    Attributes:
+      schedule: @InverseSquareRoot(), @Constant(), @WarmupLinear() or @WarmupCosine().
+      clip_threshold: greatest RMS of a layer's update, before the learning rate.
+      min_dim_to_factor: matrices with both dimensions of at least this are factored.
+    """
 
     schedule: Any = InverseSquareRoot()
     clip_threshold: float = 1.0
@@ -212,7 +240,14 @@ class Adafactor:
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), on matrices only."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    Attributes:
+      schedule: @Constant(), @WarmupLinear(), @WarmupCosine() or @InverseSquareRoot().
+      beta1, beta2: decay of the running means of gradients and of their squares.
+      epsilon: added to the square root of the latter.
+      weight_decay: times the learning rate, of matrices only.
+    """
 
     schedule: Any = Constant()
     beta1: float = 0.9
@@ -251,11 +286,13 @@ def state_axes(state: Any, params: Any, axes: Any) -> Any:
     Raises:
         ValueError: a leaf whose shape does not follow from a parameter's.
     """
-    flat_axes = jax.tree.structure(params).flatten_up_to(axes)
+    structure: Any = jax.tree.structure(params)
     known = {
         _names(path): (leaf.shape, names)
         for (path, leaf), names in zip(
-            jax.tree_util.tree_flatten_with_path(params)[0], flat_axes, strict=True
+            jax.tree_util.tree_flatten_with_path(params)[0],
+            structure.flatten_up_to(axes),
+            strict=True,
         )
     }
 

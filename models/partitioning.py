@@ -46,6 +46,11 @@ RULES: Rules = {
     "length": (),
 }
 
+
+class MeshError(ValueError):
+    """A mesh does not fit the devices, or a batch does not fit the mesh."""
+
+
 _log = logging.getLogger(__name__)
 # The rules in force for `constrain`. A user context is part of jit's cache key, so that a function
 # traced under one table is traced anew under another.
@@ -61,17 +66,17 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
         devices: the devices to use; all of them (`jax.devices()`) by default.
 
     Raises:
-        ValueError: unknown axis, two -1, or sizes whose product is not the number of devices.
+        MeshError: unknown axis, two -1, or sizes whose product is not the number of devices.
     """
     axes = dict(axes or {})
     if unknown := sorted(set(axes) - set(MESH_AXES)):
-        raise ValueError(f"unknown mesh axes {unknown}; the mesh has {list(MESH_AXES)}")
+        raise MeshError(f"unknown mesh axes {unknown}; the mesh has {list(MESH_AXES)}")
     sizes = {name: axes.get(name, -1 if name == "data" else 1) for name in MESH_AXES}
     devices = list(jax.devices() if devices is None else devices)
     given = math.prod(size for size in sizes.values() if size != -1)
     wild = [name for name, size in sizes.items() if size == -1]
     if len(wild) > 1 or given < 1 or len(devices) % given or (not wild and given != len(devices)):
-        raise ValueError(
+        raise MeshError(
             f"mesh {sizes} does not fill {len(devices)} devices: the product must be their number, "
             "or one axis -1 to take what remains"
         )
@@ -161,12 +166,13 @@ def batch_reader(mesh: Mesh) -> tuple[int, int]:
     sharding = batch_sharding(mesh)
     rows = _row_slots(mesh)
     slots: dict[int, set[int]] = {}
-    for device, (row, *_) in sharding.devices_indices_map((rows,)).items():
+    placed: Mapping[Any, Any] = sharding.devices_indices_map((rows,))
+    for device, (row, *_) in placed.items():
         slots.setdefault(device.process_index, set()).add(row.start or 0)
     parts = sorted({tuple(sorted(held)) for held in slots.values()})
     flat = [slot for part in parts for slot in part]
     if len(flat) != rows or len(set(map(len, parts))) != 1:
-        raise ValueError(
+        raise MeshError(
             f"processes share batch rows unevenly under mesh {dict(mesh.shape)}: let `tensor` "
             "divide the devices of one process, or be a multiple of them"
         )
@@ -183,7 +189,7 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
         Arrays [rows of all processes, ...] under `batch_sharding`.
 
     Raises:
-        ValueError: rows that the mesh does not divide.
+        MeshError: rows that the mesh does not divide.
 
     NOTE: where a process's devices are not neighbours along the mesh (some accelerator topologies),
     its rows are not neighbours in the global batch either. The set of rows is the same, and so is
@@ -196,7 +202,7 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     def put(name: str, local: np.ndarray) -> jax.Array:
         rows = len(local) * readers
         if rows % slots:
-            raise ValueError(
+            raise MeshError(
                 f"{name}: a global batch of {rows} rows does not divide over {slots} devices "
                 f"(data x fsdp of mesh {dict(mesh.shape)})"
             )

@@ -168,7 +168,7 @@ def _parser(explained: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, stage in STAGES.items():
         example = f"example:\n  python -m pruning {name} {stage.example}"
-        settings = _settings(stage.module) if name == explained else ()
+        settings = settings_of(stage.module) if name == explained else ()
         command = commands.add_parser(
             name,
             help=stage.summary,
@@ -190,7 +190,7 @@ def _parser(explained: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(module: str) -> Iterator[str]:
+def settings_of(module: str) -> Iterator[str]:
     """What the docstrings of a stage's dataclasses say of its settings, without importing it."""
     for name, cls in _configurables(module):
         attributes = (ast.get_docstring(cls) or "").partition("Attributes:\n")[2]

@@ -114,7 +114,7 @@ def test_adafactor_equals_the_float64_reference_over_50_steps_stacked_or_not():
         "narrow": {"v"},
         "scale": {"v"},
     }
-    assert int(state.count) == steps
+    assert int(state.step) == steps
 
 
 def test_a_layer_of_a_stack_is_not_moved_by_another_layers_gradient():
