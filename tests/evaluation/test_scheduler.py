@@ -89,7 +89,7 @@ def test_a_failure_shows_the_log_and_lets_the_running_finish(tmp_path):
         ("python", "-c", "print('loss 7'); raise SystemExit('no such model')"),
         str(tmp_path / "bad.txt"),
     )
-    long = work(tmp_path, "a", seconds=1.0, cost=9)
+    long = work(tmp_path, "a", seconds=5.0, cost=9)
     with pytest.raises(StageFailed) as failure:
         Scheduler([long, bad, work(tmp_path, "z", "a")], Records(tmp_path / "s"), 2).run(
             say=lambda line: None
