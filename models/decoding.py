@@ -192,7 +192,7 @@ def _prepare_t5(module: T5, tokens, lengths, beams, steps) -> tuple[jax.Array, C
     cache = Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
     def advance(token, step, cache):
-        x = module.token_embedder(token[:, None], config.dtype)  # [rows, 1, d_model]
+        x = module.token_embedder(token[:, None], config.residual_dtype)  # [rows, 1, d_model]
         mask = jnp.arange(steps) <= step
         shared = None if config.relpos_per_layer else decoder.relpos_bias(1, steps, step)
 

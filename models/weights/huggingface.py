@@ -42,6 +42,7 @@ COMPANIONS = (
 _TOKENIZERS = (
     "spiece.model", "sentencepiece.model", "tokenizer.model", "tokenizer.json", "vocab.json",
 )  # fmt: skip
+_T5_TOKENIZER = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100}
 _DOWNLOADED = (
     CONFIG, safetensors_file.SINGLE, safetensors_file.INDEX, "model-*-of-*.safetensors",
     "modules.json", "1_Pooling/config.json", f"{DENSE}*", *COMPANIONS,
@@ -109,7 +110,10 @@ def save(
         _write_sentence_modules(directory, model.config, dense)
     companions = dict(companions or {})
     if vocabulary_file is not None and not companions.keys() & set(_TOKENIZERS):
-        companions[_TOKENIZERS[0]] = epath.Path(vocabulary_file)
+        t5 = isinstance(model.config, T5Config)
+        companions["spiece.model" if t5 else "tokenizer.model"] = epath.Path(vocabulary_file)
+        if t5:  # names the class; the 100 sentinels are not in the file
+            _write_json(directory / "tokenizer_config.json", _T5_TOKENIZER)
     for name, source in companions.items():
         source.copy(directory / name, overwrite=True)
     if "generation_config.json" not in companions:

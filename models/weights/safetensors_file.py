@@ -136,7 +136,7 @@ def write_file(path: epath.Path, tensors: Mapping[str, Pending]) -> None:
             if (array.shape, array.dtype) != (tensors[name].shape, tensors[name].dtype):
                 raise AssertionError(f"{name}: announced {tensors[name][:2]}, came {array.shape}")
             file.write(array.reshape(-1).view(np.uint8).data)
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def write_directory(
@@ -159,7 +159,7 @@ def write_directory(
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(located.items()))}
     temporary = directory / (INDEX + ".part")
     temporary.write_text(json.dumps(index, indent=2) + "\n")
-    temporary.rename(directory / INDEX)
+    temporary.replace(directory / INDEX)
 
 
 def _group(tensors: Mapping[str, Pending], limit: int) -> Iterator[list[str]]:

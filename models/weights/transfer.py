@@ -347,8 +347,19 @@ def _tensor(group: list[tuple[Source, Any, int | None]]) -> Pending:
     shape = source.stored_shape(leaf.shape if layer is None else leaf.shape[1:])
 
     def fetch() -> np.ndarray:
-        arrays = [np.asarray(leaf if layer is None else leaf[layer]) for _, leaf, layer in group]
+        arrays = [_fetch(leaf, layer) for _, leaf, layer in group]
         arrays = [array.T if source.transposed else array for array in arrays]
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
 
     return Pending(shape, np.dtype(leaf.dtype), fetch)
+
+
+def _fetch(leaf: Any, layer: int | None) -> np.ndarray:
+    """A parameter, or one layer of a stack, on the host."""
+    if layer is None:
+        return np.asarray(leaf)
+    # The index is an argument, or every layer would be a program of its own.
+    return np.asarray(_layer(leaf, layer) if isinstance(leaf, jax.Array) else leaf[layer])
+
+
+_layer = jax.jit(lambda leaf, layer: leaf[layer])

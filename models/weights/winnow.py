@@ -81,13 +81,14 @@ def load_run(
         )
     _, params = checkpoints.restore_params(path, shapes)
     model = Model(dataclasses.replace(trained.config, scan_layers=scan_layers))
-    if model != trained:
-        params = stack_layers(params) if scan_layers else unstack_layers(params)
-        if mesh is not None:
-            params = jax.device_put(params, transfer.shardings(model, mesh, rules))
-    if dtype is not None:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return model, params
+
+    def change(params: Params) -> Params:
+        if model != trained:
+            params = stack_layers(params) if scan_layers else unstack_layers(params)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), params)
+
+    placed = None if mesh is None else transfer.shardings(model, mesh, rules)
+    return model, jax.jit(change, out_shardings=placed, donate_argnums=0)(params)
 
 
 def read_config(directory: epath.Path) -> ModelConfig:
