@@ -45,6 +45,8 @@ CHUNK_DOCUMENTS = 8192
 CHUNK_TOKENS = 1 << 20
 _READ_DOCUMENTS = 1024  # at a time: a row group of the corpus
 
+_DOUBTFUL = 64  # windows without one finite answer, which are not asked again
+
 STATUSES = (OK, EMPTY, TOO_SHORT, NOT_SELECTED, NOT_FINITE)
 _STATUS_TYPE = pa.dictionary(pa.int8(), pa.string())
 
@@ -176,7 +178,7 @@ class Reader:
             read = _documents(batch.column("tokens"))
             taken = np.arange(len(doc_ids))
             if selected is not None:
-                taken = np.flatnonzero(np.isin(doc_ids, selected, assume_unique=True))
+                taken = np.flatnonzero(_among(doc_ids, selected))
                 read = read.take(taken)
             found += len(taken)
             read_ids += len(doc_ids)
@@ -222,6 +224,9 @@ class Reader:
 
         Args:
           ask: asks once more, where an answer was not finite.
+
+        Raises:
+          FloatingPointError: no answer is finite, of many.
         """
         windows = chunk.windows
         if chunk.answers:
@@ -229,6 +234,12 @@ class Reader:
         else:
             answers = np.zeros((0, *self.prepared.answer_shape), np.float32)
         bad = _not_finite(windows, answers)
+        if len(bad) == len(windows) >= _DOUBTFUL:
+            raise FloatingPointError(
+                f"not one of {len(windows):,} answers of shard {chunk.shard} is finite: the "
+                "weights are damaged, or the model overflows in this dtype. Try "
+                "--gin.Score.dtype=float32."
+            )
         if len(bad):
             answers, bad = self._ask_alone(windows, answers, bad, ask)
         scores = self.prepared.finish(chunk.documents, windows, answers)
@@ -286,6 +297,14 @@ class Reader:
             at = packing.ranges(side.offsets[some], side.lengths[some])
             answers[at] = alone.gather(few, np.asarray(ask(rows)))
         return answers, _not_finite(windows, answers)
+
+
+def _among(ids: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Which ids occur in an ascending array, bool."""
+    if not len(ascending):
+        return np.zeros(len(ids), bool)
+    place = np.searchsorted(ascending, ids)
+    return ascending[np.minimum(place, len(ascending) - 1)] == ids
 
 
 def _documents(column: Any) -> Documents:

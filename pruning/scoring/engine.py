@@ -29,7 +29,6 @@ import pyarrow as pa
 
 from pruning import artefact, progress
 from pruning.artefact import Artefact, Build, Counts, config_of
-from pruning.scorers import NOT_FINITE, OK
 from pruning.scorers.ask_llm import AskLLM
 from pruning.scorers.embedding import Embedding
 from pruning.scorers.likelihood import Likelihood
@@ -46,7 +45,6 @@ KIND = "scores"
 _AHEAD = 4  # batches ready for the device
 _IN_FLIGHT = 2  # batches on the device
 _BEHIND = 8  # chunks ready to be written
-_DOUBTFUL = 64  # documents without one finite answer, after which to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +224,7 @@ def score(
                 first += count
             if chunk.complete:
                 table, counts = reader.finish(chunk, ask)
-                give(_Part(chunk.shard, chunk.last, table, counts, meter.chunk(chunk, counts)))
+                give(_Part(chunk.shard, chunk.last, table, counts, meter.chunk(chunk)))
         meter.batch(batch)
 
     flying: collections.deque[tuple[Batch, Any]] = collections.deque()
@@ -280,7 +278,6 @@ class Meter:
         self._waited = 0.0
         self._tokens = 0
         self._flops = 0.0
-        self._seen = self._answered = 0
 
     def waited(self, seconds: float) -> None:
         """The device was waited for."""
@@ -299,20 +296,8 @@ class Meter:
             fields["share_of_peak"] = self._flops / seconds / self._peak
         self._task.advance(batch.documents, **fields)
 
-    def chunk(self, chunk: Chunk, counts: Counts) -> dict[str, float]:
-        """A chunk is done. What it took, by name.
-
-        Raises:
-          FloatingPointError: nothing that the model has answered so far is finite.
-        """
-        documents = counts["documents"]
-        self._seen += len(chunk.documents)
-        self._answered += documents.get(OK, 0)
-        if not self._answered and documents.get(NOT_FINITE, 0) >= _DOUBTFUL:
-            raise FloatingPointError(
-                f"none of the first {self._seen:,} documents got a finite answer: the weights are "
-                "damaged, or the model overflows in this dtype. Try --gin.Score.dtype=float32."
-            )
+    def chunk(self, chunk: Chunk) -> dict[str, float]:
+        """A chunk is done. What it took, by name."""
         now = time.perf_counter()
         lengths = chunk.windows.lengths
         measured = {
