@@ -1,7 +1,7 @@
 """Sharded equals unsharded on eight devices: data, FSDP, tensor and mixed meshes.
 
-Loss, its gradients, and the log-likelihoods of scoring; and the parameters, and the activations
-within, lie where the rules say. A lost sharding gives right numbers, slowly.
+Loss, its gradients, and the log-likelihoods of scoring; and the parameters lie where the rules
+say. A lost sharding gives right numbers, slowly.
 """
 
 import jax
