@@ -5,7 +5,7 @@
 The teacher has scored a part of the corpus (a selection with Split or Random, given to `score` as
 `within`); the student learns its score by regression on hashed n-grams, and scores everything. The
 authors of Ask-LLM call this a good idea that they have not explored; readers of the paper asked for
-it. distilled_encoder.py does the same with a T5 encoder.
+it.
 
 Choices
 - The target is any score of a score set, as `select` names it; for Ask-LLM the log-odds of yes
