@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_BARE = re.compile(r"[^\s@%\"'\[\]{}()=,]+")
+_BARE = re.compile(r"[^\s@%\"'\[\]{}()=,][^@%\"'\[\]{}()=,\n]*")
 _LITERAL = re.compile(r"(True|False|None|[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)$")
 
 

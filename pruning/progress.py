@@ -116,6 +116,7 @@ class Task:
 
     def finish(self) -> None:
         now = time.monotonic()
+        self._logged = now  # the line below takes the place of another one
         self._show(now)
         if self._bar is not None:
             self._bar.stop()

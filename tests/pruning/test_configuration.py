@@ -65,7 +65,7 @@ def test_a_flag_may_replace_a_parameter_that_used_a_macro(build):
     assert build("--gin.Job.corpus=elsewhere").corpus == "elsewhere"
 
 
-@pytest.mark.parametrize("value", ["None", "'x y'", "gs://bucket/a-b.c"])
+@pytest.mark.parametrize("value", ["None", "'x y'", "x y", "gs://bucket/a-b.c"])
 def test_bare_words_are_strings_and_literals_stay_literals(build, value):
     expected = {"None": None, "'x y'": "x y"}.get(value, value)
     assert build(f"--gin.Job.within={value}").within == expected
