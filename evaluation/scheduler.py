@@ -11,7 +11,7 @@ Choices
   outright, the kernel kills them (on Linux, which can be told so; elsewhere they finish their
   stage, and the next run finds it finished).
 - Time left is that of the simulated rest of the schedule. Cost hints are corrected by what the
-  finished stages of the same sort have taken, running stages say themselves how long they need.
+  finished stages of the same sort have taken; the first of its sort says itself how long it needs.
 """
 
 from __future__ import annotations
@@ -152,9 +152,13 @@ class Scheduler:
         return stage.cost * (taken / hinted if hinted else 1.0)
 
     def remaining_seconds(self, item: Running) -> float:
-        """What a running stage still needs."""
+        """What a running stage still needs: as its like took, else as it says itself."""
+        expected = self.expected_seconds(item.stage) - item.seconds
         told = item.progress().get("seconds_left")
-        return max(self.expected_seconds(item.stage) - item.seconds, 1.0) if told is None else told
+        has_like = any(self._by_name[name].sort == item.stage.sort for name in self._notes)
+        if told is None or (has_like and expected > 0):
+            return max(expected, 1.0)
+        return told
 
     def seconds_left(self) -> float:
         """Until everything is finished."""

@@ -166,7 +166,7 @@ def _noise(cells: Sequence[Cell]) -> str:
     if not found:
         return ""
     return (
-        "Random selections that are hardly repeated ought to be as good as the full data. Here they "
+        "Random selections that are hardly repeated should be as good as the full data. Here they "
         f"came out {min(found):+.3f} to {max(found):+.3f} nats per token from it: differences of "
         "that size are the noise of training."
     ).replace("-", "−")
