@@ -66,7 +66,7 @@ def read(study: epath.PathLike) -> Results:
     return Results(
         title=config["title"],
         description=config["description"],
-        caveats=tuple(config["caveats"]),
+        caveats=(*config["caveats"], *_judge_caveat(places["models"])),
         evaluations=tuple(
             Evaluation(
                 name,
@@ -267,6 +267,24 @@ def _costs(
         flops, tokens = measured["useful_flops"], int(measured["model_tokens"])
         costs.append(Cost(title, measured["seconds"], flops, tokens))
     return tuple(costs)
+
+
+def _judge_caveat(models: Mapping[str, str]) -> Iterator[str]:
+    """How well a judge that was trained here answered, at the end of its training.
+
+    Its targets are the answer and EOS, which it always has right once it is trained at all.
+    """
+    file = epath.Path(models["judge"]) / "metrics.jsonl" if "judge" in models else None
+    if file is None or not file.exists():
+        return
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    last = [line["accuracy"] for line in lines if line["kind"] == "train"][-5:]
+    right = max(2 * float(np.mean(last)) - 1, 0.0)
+    verdict = "; do not read its selections as a verdict on Ask-LLM" if right < 0.6 else ""
+    yield (
+        f"At the end of its training the judge gave {right:.0%} of its own examples the right "
+        f"answer, where guessing gives about half{verdict}."
+    )
 
 
 def _provenance(made: Mapping[str, str]) -> Iterator[dict[str, str]]:
