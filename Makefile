@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 .PHONY: demo test lint clean
 
