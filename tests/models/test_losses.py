@@ -95,10 +95,10 @@ def chunked(hidden, kernel, targets, weights, z_loss, label_smoothing, scale, so
 
 def with_gradients(function, arguments, *settings):
     hidden, kernel, targets, weights = arguments
-    function = jax.value_and_grad(
+    differentiated = jax.value_and_grad(
         lambda h, k, w: function(h, k, targets, w, *settings), argnums=(0, 1, 2), has_aux=True
     )
-    return jax.jit(function)(hidden, kernel, weights)
+    return jax.jit(differentiated)(hidden, kernel, weights)
 
 
 def assert_close(got, expected, tolerance):
