@@ -1,0 +1,384 @@
+"""The report: from a real small study, and what it makes of numbers and of hostile text."""
+
+import csv
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation import study
+from evaluation.perplexity import Losses
+from evaluation.report import ReportConfig, charts, comparison, page, reading, words
+from evaluation.report import run as write_report
+from evaluation.report.results import Cost, Curve, Evaluation, Run, Sampler
+
+# --------------------------------------------------------------------------------------------------
+# Comparisons
+
+
+def run_of(sampler, keep_rate, per_token, seed=0, curve=((10, 5.0), (20, 4.0)), epochs=0.5):
+    """A run whose documents have these losses per token."""
+    per_token = np.asarray(per_token, float)
+    tokens = np.full(len(per_token), 10)
+    losses = Losses(np.arange(len(tokens)), per_token * tokens, tokens, tokens * 4.0)
+    steps, values = zip(*curve, strict=True)
+    return Run(
+        sampler=sampler,
+        keep_rate=keep_rate,
+        seed=seed,
+        documents=10,
+        tokens=100,
+        share_kept=keep_rate,
+        epochs=epochs,
+        steps=20,
+        parameters=1000,
+        seconds=1.0,
+        flops=1e9,
+        losses={"hq": losses},
+        curves={"hq": Curve(np.asarray(steps), np.asarray(values))},
+    )
+
+
+def test_differences_are_paired():
+    """Documents of very different difficulty, models that differ by exactly 0.1 on each."""
+    hard = np.linspace(1, 9, 50)
+    cells = comparison.compare(
+        [
+            run_of("full", 1.0, hard),
+            run_of("random", 0.5, hard + 0.2),
+            run_of("a", 0.5, hard + 0.1),
+        ],
+        ["hq"],
+    )
+    full, random, a = (cell.measures["hq"] for cell in cells)
+    assert full.to_full is None and random.to_random is None
+    assert a.to_full.value == pytest.approx(0.1) and a.to_random.value == pytest.approx(-0.1)
+    assert a.to_full.high - a.to_full.low == pytest.approx(0, abs=1e-9)
+    assert a.loss.high - a.loss.low > 0.5
+    assert (a.to_full.sign, a.to_random.sign) == (1, -1)
+    assert a.perplexity == pytest.approx(math.exp(hard.mean() + 0.1))
+    assert a.bits_per_byte.value == pytest.approx((hard.mean() + 0.1) / math.log(2) / 4)
+
+
+def test_seeds_are_averaged_and_shown():
+    base = np.linspace(2, 4, 20)
+    cells = comparison.compare(
+        [run_of("full", 1.0, base), run_of("a", 0.5, base, 0), run_of("a", 0.5, base + 1, 1)],
+        ["hq"],
+    )
+    found = cells[1].measures["hq"]
+    assert found.loss.value == pytest.approx(3.5)
+    assert found.by_seed == pytest.approx((3.0, 4.0))
+
+
+def test_runs_evaluated_on_different_documents_are_refused():
+    one, other = run_of("full", 1.0, [1, 2]), run_of("a", 0.5, [1, 2])
+    moved = dataclasses.replace(other.losses["hq"], doc_id=np.array([0, 7]))
+    with pytest.raises(ValueError, match="different documents of hq"):
+        comparison.compare([one, dataclasses.replace(other, losses={"hq": moved})], ["hq"])
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"), [(5.0, 10), (4.5, 15), (4.0, 20), (3.5, 25), (2.9, None)]
+)
+def test_steps_to_reach(goal, expected):
+    curve = Curve(np.array([10, 20, 30]), np.array([5.0, 4.0, 3.0]))
+    found = comparison.steps_to_reach(curve, goal)
+    assert found == pytest.approx(expected) if expected else found is None
+
+
+def test_steps_to_reach_is_where_it_first_comes_down():
+    assert comparison.steps_to_reach(Curve(np.arange(4), np.array([5.0, 3, 4, 2])), 3.5) == 0.75
+
+
+# --------------------------------------------------------------------------------------------------
+# Words
+
+
+EVALUATION = Evaluation("hq", "good text", "By hand.", 50, 500, 2000)
+SAMPLERS = [
+    Sampler("full", "Full data", "", None),
+    Sampler("random", "Random", "", None),
+    Sampler("low", "Low", "", "likelihood"),
+    Sampler("middle", "Middle", "", "likelihood"),
+    Sampler("high", "High", "", "likelihood"),
+]
+
+
+def sentences(**offsets) -> str:
+    """The headline where each sampler's documents are worse than the full data's by its offset."""
+    hard = np.linspace(2, 6, 50)
+    noise = np.random.default_rng(0).normal(0, 0.05, 50)
+    runs = [run_of("full", 1.0, hard)]
+    runs += [run_of(name, 0.2, hard + by + noise * (by == 0)) for name, by in offsets.items()]
+    cells = comparison.compare(runs, ["hq"])
+    return " ".join(words.headline(cells, SAMPLERS, {"likelihood": "Log-likelihood"}, EVALUATION))
+
+
+def test_the_headline_says_who_won_only_where_someone_did():
+    assert "Low at 20% of the tokens beat training on everything on good text, by 0.100" in (
+        sentences(random=0.1, low=-0.1)
+    )
+    assert "training on everything was best on good text; Low at 20%" in (
+        sentences(random=0.3, low=0.2)
+    )
+    assert "cannot be told from training on everything" in sentences(random=0.3, low=0.0)
+
+
+def test_a_victory_of_the_random_selection_shows_chance():
+    assert "shows how far runs differ by chance" in sentences(random=-0.2, low=-0.1)
+
+
+def test_the_headline_counts_against_random_and_ranks_within_a_score():
+    text = sentences(random=0.1, low=0.05, middle=0.2, high=0.3)
+    assert "one of the three scored selections beat a random one of that size: Low most" in text
+    assert "Two did worse than random" in text
+    assert (
+        "Of the three ways to select 20% by log-likelihood, Low did best, followed by Middle"
+        in text
+    )
+
+
+def test_noise_is_measured_by_what_should_be_equal():
+    hard = np.linspace(2, 6, 50)
+    runs = [run_of("full", 1.0, hard), run_of("random", 0.5, hard - 0.04)]
+    (noise,) = [
+        line
+        for line in words.caveats(
+            dataclasses.make_dataclass("R", ["runs"])(runs), comparison.compare(runs, ["hq"])
+        )
+        if "noise" in line
+    ]
+    assert "−0.040 to −0.040" in noise
+
+
+def test_cost_is_in_training_runs():
+    training = Cost("one training run", 10.0, 2e12, None)
+    costs = [Cost("Scoring by A", 5.0, 1e12, 7), Cost("By hand", 1.0, None, None)]
+    assert "Scoring by A 50%" in words.cost(costs, training)
+    assert words.cost([costs[1]], training) == ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Charts and text
+
+
+def test_an_inlined_chart_shares_nothing_with_its_neighbours(tmp_path):
+    def paint(axes):
+        axes.plot([0, 1], [0, 1])
+        axes.set_xlabel("steps")
+
+    one = charts.draw("one", "first & foremost", tmp_path, paint)
+    two = charts.draw("two", "second", tmp_path, paint)
+    ids = [set(re.findall(r'\bid="([^"]+)"', chart.svg)) for chart in (one, two)]
+    assert ids[0] and not ids[0] & ids[1]
+    for chart, own in zip((one, two), ids, strict=True):
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', chart.svg)) <= own
+        assert "<style" not in chart.svg and "font-family" not in chart.svg
+        assert charts.INK not in chart.svg and "currentColor" in chart.svg
+    assert 'aria-label="first &amp; foremost"' in one.svg and ">steps</text>" in one.svg
+    assert one == charts.draw("one", "first & foremost", tmp_path, paint), "the same bytes"
+    assert (tmp_path / "one.svg").exists() and (tmp_path / "one.png").exists()
+
+
+def test_text_that_plays_tricks_is_marked():
+    assert page.printable("a\tb\nc\u202edone\x00\x1b[31m") == "a\tb\nc\ufffddone\ufffd\ufffd[31m"
+
+
+# --------------------------------------------------------------------------------------------------
+# A whole small study, by the stages' own functions
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would see as tags."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
+    """A scorer, three selections and the runs on them, made by the stages' own functions."""
+    import json
+
+    import train
+    from evaluation import perplexity
+    from models.optimizers import AdamW
+    from pruning.scorers.likelihood import Likelihood
+    from pruning.scoring import engine
+    from pruning.selection import select, strategies
+    from pruning.stream.stream import StreamConfig
+
+    root = tmp_path_factory.mktemp("study")
+    corpus = str(small_corpus)
+
+    def selected(name, strategy, **settings):
+        output = str(root / name)
+        select.run(select.SelectConfig(corpus=corpus, output=output, strategy=strategy, **settings))
+        return output
+
+    pool = selected("splits/pool", strategies.Split(0.0, 0.7))
+    held_out = selected("splits/held_out", strategies.Split(0.7, 1.0))
+    likelihood = Likelihood("causal", window=192, overlap=32)
+    scores = str(root / "scores/likelihood")
+    engine.run(
+        engine.ScoreConfig(
+            corpus=corpus,
+            output=scores,
+            scorer=likelihood,
+            model=str(small_model),
+            within=pool,
+            row_length=256,
+            batch_rows=8,
+            dtype="float32",
+            compilation_cache=None,
+        )
+    )
+    chosen = {"within": pool, "keep_tokens": 0.5}
+    selections = {
+        "full": pool,
+        "random": selected("runs/random/selection", strategies.Random(), **chosen),
+        "low": selected(
+            "runs/low/selection", strategies.Top(), scores=scores, score="nll_mean", **chosen
+        ),
+    }
+    runs = []
+    for name, selection in selections.items():
+        stream = StreamConfig(corpus, 8, selection, input_length=32, target_length=12)
+        held = dataclasses.replace(stream, selection=held_out)
+        trained = str(root / "runs" / name / "train")
+        train.train(
+            train.TrainConfig(
+                output=trained,
+                initial_weights=str(small_model),
+                data=stream,
+                eval_data={"held_out": held},
+                optimizer=AdamW(),
+                steps=4,
+                eval_every=2,
+                eval_batches=1,
+            )
+        )
+        judged = str(root / "runs" / name / "perplexity")
+        perplexity.evaluate(
+            perplexity.PerplexityConfig(
+                model=trained,
+                output=judged,
+                corpora={"held_out": corpus},
+                within={"held_out": held_out},
+                likelihood=likelihood,
+                row_length=256,
+                batch_rows=8,
+                compilation_cache=None,
+            )
+        )
+        rate = 1.0 if name == "full" else 0.5
+        places = {"selection": selection, "train": trained, "perplexity": judged}
+        runs.append({"sampler": name, "keep_rate": rate, "seed": 0} | places)
+    scorer = {"title": "Log-likelihood", "axis": "nats", "value": "nll_mean", "weight": -1.0}
+    sampler = {"title": "Low <b>", "rule": "Low.", "scorer": "likelihood"}
+    places = {
+        "corpus": corpus,
+        "pool": pool,
+        "evaluations": {"held_out": {"corpus": corpus, "within": held_out}},
+        "models": {},
+        "scores": {"likelihood": {"path": scores, "model": str(small_model)}},
+        "runs": runs,
+        "made": {"corpus": f"{corpus}/manifest.json", "train": f"{runs[0]['train']}/result.json"},
+        "commands": ["python -m pruning ingest"],
+        "study": {
+            "title": "A study of <i>grain</i>",
+            "description": "",
+            "caveats": ["Small."],
+            "evaluations": {"held_out": {"title": "held-out grain", "rule": "By hash."}},
+            "scorers": {"likelihood": scorer},
+            "samplers": {"random": sampler | {"title": "Random", "scorer": None}, "low": sampler},
+        },
+    }
+    (root / study.PLAN).write_text(json.dumps(places))
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(small_study) -> str:
+    (index,) = write_report(ReportConfig(str(small_study)))
+    return Path(index).read_text()
+
+
+def test_hostile_text_stays_text(html):
+    found = Tags(html)
+    assert not {"script", "iframe", "img", "object", "embed", "form", "link", "base"} & set(
+        found.tags
+    )
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert not [v for n, v in found.attributes if n in ("href", "src") and not v.startswith("#")]
+    assert "i" not in found.tags, "titles are text, too"
+    assert "<script>alert('hostile')</script> <img src=x onerror=alert(1)> & more" in "".join(
+        found.text
+    )
+    policy = dict(found.attributes)["content"]
+    assert "default-src 'none'" in html and policy is not None
+
+
+def test_the_page_needs_no_network(html):
+    outside = re.sub(r'xmlns(?::xlink)?="[^"]*"', "", html)
+    tags = re.findall(r"<[^>]*https?://[^>]*>", outside)
+    assert tags == []
+    assert not re.search(r"@import|url\((?!#)", outside)
+
+
+def test_the_tables_say_what_the_artefacts_say(small_study, html):
+    results = reading.read(small_study)
+    rows = list(csv.DictReader((small_study / "report" / "runs.csv").open()))
+    assert len(rows) == 3
+    for row, run in zip(rows, results.runs, strict=True):
+        losses = run.losses["held_out"]
+        assert float(row["loss"]) == pytest.approx(losses.nats.sum() / losses.tokens.sum())
+        assert f"{float(row['loss']):.3f}" in html
+    assert results.runs[1].share_kept == pytest.approx(0.5, abs=0.1)
+    assert results.runs[0].tokens == results.pool.n_tokens.sum()
+    kept = results.kept["low", 0.5, 0]
+    assert results.pool.n_tokens[kept].sum() == results.runs[2].tokens
+    values = results.scores[0].values  # minus the loss, so that "low" keeps the lowest
+    assert values[kept].max() <= values[~kept].min()
+
+
+def test_epochs_follow_from_the_stream(small_study):
+    from pruning.stream.stream import StreamConfig
+
+    results = reading.read(small_study)
+    corpus = str(results.provenance[0]["path"])
+    stream = StreamConfig(
+        corpus, 8, str(small_study / "splits/pool"), None or StreamConfig("", 1).objective, 32, 12
+    ).stream()
+    assert results.runs[0].epochs == pytest.approx(4 * 8 / stream.examples_per_epoch)
+    assert results.runs[0].curves["held_out"].step.tolist() == [2, 4]
+
+
+def test_the_same_study_gives_the_same_page(small_study, html, tmp_path):
+    (index,) = write_report(ReportConfig(str(small_study), str(tmp_path / "again")))
+    assert Path(index).read_text() == html
+
+
+def test_examples_rise_with_the_score(small_study):
+    results = reading.read(small_study)
+    examples = results.examples["likelihood"]
+    scores = [example.score for example in examples]
+    assert scores == sorted(scores)
+    assert {example.decile for example in examples} == set(range(10))
+    assert all(example.domain.endswith(".example") for example in examples)
