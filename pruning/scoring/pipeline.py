@@ -27,6 +27,17 @@ class Abandoned(Exception):
     """Raised in the thread behind when the driver gave up: unfinished files are not to be kept."""
 
 
+def _handed_over(waiting: queue.Queue) -> Iterator[T]:
+    """The items of a queue up to its end, whose error is raised."""
+    while True:
+        item = waiting.get()
+        if isinstance(item, _End):
+            if item.error is not None:
+                raise item.error
+            return
+        yield item
+
+
 @contextlib.contextmanager
 def ahead(items: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
     """Runs an iterator in a thread of its own, at most `depth` items ahead of its consumer."""
@@ -49,19 +60,10 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
         except BaseException as error:
             put(_End(error))
 
-    def consume() -> Iterator[T]:
-        while True:
-            item = waiting.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-
     thread = threading.Thread(target=produce, name="ahead", daemon=True)
     thread.start()
     try:
-        yield consume()
+        yield _handed_over(waiting)
     finally:
         abandoned.set()
         thread.join()
@@ -79,18 +81,9 @@ def behind(work: Callable[[Iterator[T]], None], depth: int) -> Iterator[Callable
     errors: list[BaseException] = []
     stopped = threading.Event()
 
-    def items() -> Iterator[T]:
-        while True:
-            item = waiting.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-
     def consume() -> None:
         try:
-            work(items())
+            work(_handed_over(waiting))
         except Abandoned:
             pass
         except BaseException as error:
