@@ -110,9 +110,12 @@ def _register(name: str, cls: type) -> Any:
     import gin
 
     try:  # a process may build several configurations
-        return gin.get_configurable(name)
+        known = gin.get_configurable(name)
     except ValueError:
         return gin.external_configurable(cls, name=name)
+    if not issubclass(known, cls):
+        raise TypeError(f"two classes are configured as {name!r}: {known.__mro__[1]} and {cls}.")
+    return known
 
 
 def _macro_references() -> set[str]:

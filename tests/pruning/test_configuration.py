@@ -12,7 +12,7 @@ from pruning.configuration import ConfigurationError
 
 
 @dataclasses.dataclass(frozen=True)
-class Scorer:
+class Probe:
     temperature: float = 1.0
     answers: tuple[str, ...] = ("yes",)
 
@@ -20,21 +20,21 @@ class Scorer:
 @dataclasses.dataclass(frozen=True)
 class Job:
     corpus: str
-    scorer: Scorer = dataclasses.field(default_factory=Scorer)
+    probe: Probe = dataclasses.field(default_factory=Probe)
     rows: int = 8
     order: typing.Literal["top", "bottom"] = "top"
-    evals: typing.Mapping[str, Scorer] = dataclasses.field(default_factory=dict)
+    evals: typing.Mapping[str, Probe] = dataclasses.field(default_factory=dict)
     within: str | None = None
 
 
-CLASSES = {"Job": Job, "Scorer": Scorer}
+CLASSES = {"Job": Job, "Probe": Probe}
 FILE = """
 CORPUS = 'a'
 Job.corpus = %CORPUS
-Job.scorer = @Scorer()
-Scorer.temperature = 2
-Job.evals = {'hot': @hot/Scorer()}
-hot/Scorer.temperature = 9
+Job.probe = @Probe()
+Probe.temperature = 2
+Job.evals = {'hot': @hot/Probe()}
+hot/Probe.temperature = 9
 """
 
 
@@ -51,12 +51,12 @@ def build(tmp_path):
 
 
 def test_files_macros_scopes_and_flags(build):
-    job = build("--gin.CORPUS=runs/c4-en", "--gin.Job.rows=16", "--gin.Scorer.answers=('oui','si')")
+    job = build("--gin.CORPUS=runs/c4-en", "--gin.Job.rows=16", "--gin.Probe.answers=('oui','si')")
     assert job == Job(
         corpus="runs/c4-en",
-        scorer=Scorer(2.0, ("oui", "si")),
+        probe=Probe(2.0, ("oui", "si")),
         rows=16,
-        evals={"hot": Scorer(9.0, ("oui", "si"))},
+        evals={"hot": Probe(9.0, ("oui", "si"))},
     )
     assert type(job) is Job
 
@@ -81,7 +81,7 @@ def test_bare_words_are_strings_and_literals_stay_literals(build, value):
         ("--gin.Job.rows=many", "Job.rows must be int, not 'many'"),
         ("--gin.Job.rows=True", "Job.rows must be int, not True"),
         ("--gin.Job.order=tpo", "must be one of bottom, top, not 'tpo'.*did you mean 'top'"),
-        ("--gin.hot/Scorer.temperature=cold", "Scorer.temperature must be float, not 'cold'"),
+        ("--gin.hot/Probe.temperature=cold", "Probe.temperature must be float, not 'cold'"),
         ("--gin.Job.within=3", "Job.within must be .*, not 3"),
         ("--corpus=x", "unknown argument '--corpus=x'.*--gin.NAME=VALUE"),
         ("--gin.CORPUS", "unknown argument"),
