@@ -28,13 +28,14 @@ import argparse
 import sys
 
 from models import runtime
-from pruning import configuration
-from pruning.__main__ import settings_of
+from pruning import command, configuration
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="\n\n".join(settings_of("train")) if {"-h", "--help"} & set(sys.argv) else None,
+        epilog="\n\n".join(command.settings_of("train"))
+        if {"-h", "--help"} & set(sys.argv)
+        else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -48,6 +49,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +72,7 @@ from models.optimizers import (
     AdamW,
     Constant,
     InverseSquareRoot,
+    Muon,
     WarmupCosine,
     WarmupLinear,
     state_axes,
@@ -92,16 +95,21 @@ class TrainConfig:
       output: the run's directory.
       data: @Stream(), @Examples() or @Seqio(). In code: what has `open(index, count)`, giving an
         object whose `batch(step)` is a dictionary of NumPy arrays: this process's rows of global
-        batch `step`, as a pure function. That object's `inputs` (name -> {"path", "digest"}), where
-        it has them, become part of the run's identity; evaluation ends at its `num_batches`.
+        batch `step`, as a pure function. Of that object are used, where it has them, `inputs` (name
+        -> {"path", "digest"}), as part of the run's identity; `num_batches`, where evaluation ends;
+        `token_bytes` (integers [ids], the bytes of text that an id stands for), for bits per byte.
       steps: updates to make.
       model: a published size (models/config.py), @T5Config() or @DecoderConfig().
-      initial_weights: instead of `model`: whatever models.weights.load reads, to fine-tune.
+      initial_weights: whatever models.weights.load reads, to go on from; the model is theirs,
+        unless `model` is given too.
+      fresh: regular expressions of parameters ("decoder/.*") that are drawn anew instead of taken
+        from `initial_weights`; where `model` is given too, the two may differ in these alone.
       eval_data: name -> data as above; the same batches at every evaluation.
       eval_every, checkpoint_every: in steps; both also happen at the end.
       eval_batches: how many at most, from each of `eval_data`.
-      keep: @Retention(), which checkpoints stay; its metrics are named "<eval name>/loss".
-      optimizer: @Adafactor() or @AdamW().
+      keep: @Retention(), which checkpoints stay; its metrics are named "<eval name>/loss" and
+        "<eval name>/bits_per_byte".
+      optimizer: @Adafactor(), @AdamW() or @Muon().
       clip_norm: global norm to which gradients are clipped; None: they are not.
       microbatches: parts that a batch is processed in, one after another.
       z_loss: weight of log(normaliser)^2 in the objective.
@@ -112,8 +120,11 @@ class TrainConfig:
       loss_chunk: target tokens whose logits are in memory at a time; None: all of them.
       seed: of the initial parameters and of dropout.
       mesh: sizes of data, fsdp and tensor; -1 takes what remains.
+      rules: changes to partitioning.RULES; {"length": ("tensor",)} splits what is between products
+        along the sequence.
       log_every: steps from one line of metrics to the next.
-      profile: (first, last) step to record for the profiler, in <output>/profile.
+      profile: (first, last): the steps between them are recorded for the profiler, in
+        <output>/profile. So are the next five whenever the process gets SIGUSR1.
       tensorboard: also write <output>/tensorboard; wants the "tensorboard" extra.
       compilation_cache: directory of compiled programs, shared by runs.
     """
@@ -123,6 +134,7 @@ class TrainConfig:
     steps: int
     model: str | T5Config | DecoderConfig | None = None
     initial_weights: str | None = None
+    fresh: tuple[str, ...] = ()
     eval_data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     eval_every: int = 1000
     eval_batches: int = 16
@@ -140,19 +152,34 @@ class TrainConfig:
     loss_chunk: int | None = None
     seed: int = 0
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    rules: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     log_every: int = 10
     profile: tuple[int, int] | None = None
     tensorboard: bool = False
     compilation_cache: str | None = None
 
     def __post_init__(self):
-        if (self.model is None) == (self.initial_weights is None):
-            raise ValueError("set one of Train.model and Train.initial_weights")
+        if self.model is None and self.initial_weights is None:
+            raise ValueError("set Train.model, or Train.initial_weights, or both")
+        if self.fresh and self.initial_weights is None:
+            raise ValueError("Train.fresh says what not to take from Train.initial_weights: set it")
         if isinstance(self.model, str) and self.model not in NAMED:
             raise ValueError(f"unknown model {self.model!r}; known: {', '.join(sorted(NAMED))}")
         for name in ("steps", "eval_every", "eval_batches", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Train.{name} must be at least 1")
+        if self.keep.metric is not None:
+            name, _, metric = self.keep.metric.rpartition("/")
+            if name not in self.eval_data or metric not in ("loss", "bits_per_byte"):
+                known = ", ".join(f"{name}/loss" for name in self.eval_data) or "none"
+                raise ValueError(
+                    f"Retention.metric {self.keep.metric!r} is not measured; known: {known}"
+                )
+            if self.checkpoint_every % self.eval_every:
+                raise ValueError(
+                    "Retention.best wants an evaluation with each checkpoint: make "
+                    "Train.checkpoint_every a multiple of Train.eval_every"
+                )
 
 
 # What may change between two starts of a run: it changes no number that the run computes.
@@ -162,6 +189,7 @@ FREE = {
     "checkpoint_every",
     "keep",
     "mesh",
+    "rules",
     "remat",
     "log_every",
     "profile",
@@ -177,6 +205,7 @@ CONFIGURABLES = {
     "DecoderConfig": DecoderConfig,
     "Adafactor": Adafactor,
     "AdamW": AdamW,
+    "Muon": Muon,
     "InverseSquareRoot": InverseSquareRoot,
     "Constant": Constant,
     "WarmupLinear": WarmupLinear,
@@ -214,7 +243,10 @@ def make_optimizer(config: TrainConfig, model: Model) -> optax.GradientTransform
 
 
 def abstract_state(
-    model: Model, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    rules: partitioning.Rules = partitioning.RULES,
 ) -> State:
     """Shapes, dtypes and shardings of the state: enough to compile for it or to restore it."""
     params, param_axes = model.shapes(), model.logical_axes()
@@ -224,8 +256,54 @@ def abstract_state(
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        partitioning.shardings(shapes, axes, mesh),
+        partitioning.shardings(shapes, axes, mesh, rules),
     )
+
+
+def taken_over(config: TrainConfig, shapes: Any, given: Any) -> Any:
+    """The part of `given` weights that a model of these `shapes` begins with; None elsewhere.
+
+    Raises:
+        RunError: weights and model differ in parameters that Train.fresh does not name.
+    """
+    fresh = re.compile("|".join(f"(?:{pattern})" for pattern in config.fresh) or r"(?!)")
+    wanted, held = (_by_path(tree) for tree in (shapes, given))
+    unlike = [
+        f"{path}: {_shape(held, path)} in the weights, {_shape(wanted, path)} in the model"
+        for path in sorted(wanted.keys() | held.keys())
+        if not fresh.fullmatch(path) and _shape(held, path) != _shape(wanted, path)
+    ]
+    if unlike:
+        raise RunError(
+            f"{config.initial_weights} does not fit the model:"
+            + "".join(f"\n  {line}" for line in unlike[:10])
+            + (f"\n  and {len(unlike) - 10} more" if unlike[10:] else "")
+            + "\nName in Train.fresh what is to be drawn anew."
+        )
+    drawn = [path for path in wanted if fresh.fullmatch(path)]
+    if config.fresh and not drawn:
+        raise RunError(f"Train.fresh {list(config.fresh)} names no parameter of the model")
+    if drawn:
+        _say(f"drawn anew: {', '.join(drawn[:5])}{', ...' if drawn[5:] else ''} ({len(drawn)})")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: None if fresh.fullmatch(_path(path)) else held[_path(path)], shapes
+    )
+
+
+def _filled(given: Any, drawn: Any) -> Any:
+    return jax.tree.map(lambda new, old: new if old is None else old, drawn, given)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _path(path: Any) -> str:
+    return "/".join(entry.key for entry in path)
+
+
+def _shape(leaves: Mapping[str, Any], path: str) -> str:
+    return str(leaves[path].shape) if path in leaves else "nothing"
 
 
 def token_sums(config: TrainConfig, model: Model, params: Any, batch: dict, key: Any) -> tuple:
@@ -303,13 +381,43 @@ def _given_tokens(batch: dict[str, jax.Array], model: Model) -> jax.Array | floa
     return jnp.sum(batch["encoder_input_tokens"] != model.config.pad_id, dtype=jnp.float32)
 
 
-def make_eval_step(config: TrainConfig, model: Model) -> Callable:
-    """(params, batch) -> sums over the batch's target tokens, without dropout."""
+def compiled(train_step: Step, shardings: State, mesh: jax.sharding.Mesh) -> Any:
+    """`train_step` under jit, the state donated. What tpu/compile.py compiles without devices."""
+    out_shardings = (shardings, partitioning.replicated(mesh))
+    return jax.jit(train_step, out_shardings=out_shardings, donate_argnums=0)
 
-    def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return token_sums(config, model, params, batch, None)[1]
+
+def make_eval_step(config: TrainConfig, model: Model) -> Callable:
+    """(params, batch, token_bytes) -> sums over the batch's target tokens, without dropout.
+
+    `token_bytes` int32 [ids] or None: with it, "bytes" is among the sums.
+    """
+
+    def eval_step(params: Any, batch: dict[str, jax.Array], token_bytes: Any) -> dict:
+        sums = token_sums(config, model, params, batch, None)[1]
+        if token_bytes is not None:
+            counted = batch["decoder_loss_weights"] > 0
+            sizes = jnp.take(token_bytes, batch["decoder_target_tokens"], mode="fill", fill_value=0)
+            sums["bytes"] = jnp.sum(sizes * counted, dtype=jnp.float32)
+        return sums
 
     return eval_step
+
+
+def summary(sums: Mapping[str, float]) -> dict[str, float]:
+    """Sums over the target tokens of an evaluation set -> what is said of it."""
+    count = max(sums["target_tokens"], 1.0)
+    loss = sums["nll"] / count
+    found = {
+        "loss": loss,  # nats per target token
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": sums["correct"] / count,
+        "target_tokens": int(count),
+    }
+    if sums.get("bytes"):
+        # All that the targets cost, sentinels and ends included, over the text that they stand for.
+        found["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
+    return found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -452,8 +560,9 @@ class Meter:
         self._peak = peak_flops(jax.devices()[0])
         self._unread: collections.deque = collections.deque()
         self._recent: collections.deque = collections.deque(maxlen=128)  # losses
-        self._since: float | None = None  # when the first step ended: its time is compilation
-        self._tokens_since = 0
+        # Since the first step ended (its time is compilation), and since the line written last.
+        self._whole: _Interval | None = None
+        self._logged: _Interval | None = None
 
     def add(self, step: int, values: dict[str, jax.Array], flops: float, logged: bool) -> None:
         self._unread.append((step, values, flops, logged))
@@ -468,8 +577,8 @@ class Meter:
         """What is done in this block does not count against the rates."""
         began = time.monotonic()
         yield
-        if self._since is not None:
-            self._since += time.monotonic() - began
+        for interval in filter(None, (self._whole, self._logged)):
+            interval.since += time.monotonic() - began
 
     def _read(self, step: int, values: dict, flops: float, logged: bool) -> None:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
@@ -493,22 +602,45 @@ class Meter:
             ("flops", flops),
         ):
             self._totals[name] += amount
-        shown: dict[str, Any] = {"loss": loss}
         now = time.monotonic()
-        if self._since is None:
-            self._since = now
+        rates: dict[str, float] = {}  # of the steps since the line written last
+        shown: dict[str, Any] = {"loss": loss}
+        if self._whole is None or self._logged is None:
+            self._whole, self._logged = _Interval(now), _Interval(now)
         else:
-            self._tokens_since += tokens
-            rate = self._tokens_since / (now - self._since)
-            shown["tokens_per_second"] = rate
-            if self._peak is not None:
-                share = rate / tokens * flops / jax.device_count() / self._peak
-                shown["share_of_peak"] = f"{share:.0%}"
+            self._whole.add(tokens, flops)
+            self._logged.add(tokens, flops)
+            rates = self._logged.rates(now, self._peak)
+            shown |= self._whole.rates(now, self._peak)
+            if "share_of_peak" in shown:
+                shown["share_of_peak"] = f"{shown['share_of_peak']:.0%}"
         if self._task is not None:
             self._task.advance(1, **shown)
         if logged:
             seconds = round(now - self._clock, 3)
-            self._metrics.write(step, "train", **values, **self._totals, seconds=seconds)
+            self._metrics.write(step, "train", **values, **self._totals, **rates, seconds=seconds)
+            self._logged = _Interval(now)
+
+
+@dataclasses.dataclass
+class _Interval:
+    """Steps since a moment."""
+
+    since: float
+    tokens: int = 0
+    flops: float = 0.0
+
+    def add(self, tokens: int, flops: float) -> None:
+        self.tokens += tokens
+        self.flops += flops
+
+    def rates(self, now: float, peak: float | None) -> dict[str, float]:
+        seconds = max(now - self.since, 1e-9)
+        rates = {"tokens_per_second": round(self.tokens / seconds, 1)}
+        if peak is not None:
+            share = self.flops / seconds / jax.device_count() / peak
+            rates["share_of_peak"] = round(share, 4)
+        return rates
 
 
 def _say(message: str) -> None:
@@ -529,6 +661,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
 
     # ---- mesh ------------------------------------------------------------------------------------
     mesh = partitioning.make_mesh(config.mesh)
+    rules = partitioning.override(partitioning.RULES, config.rules)
     reader = partitioning.batch_reader(mesh)
 
     # ---- data ------------------------------------------------------------------------------------
@@ -543,7 +676,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         return lambda step: partitioning.global_batch(opened.batch(step), mesh)
 
     checkpoints = Checkpoints(run, config.keep)
-    with checkpoints, partitioning.use(mesh), runtime.StopSignal() as stop:
+    profiler = runtime.Profiler(run / "profile", config.profile)
+    with checkpoints, partitioning.use(mesh, rules), profiler, runtime.StopSignal() as stop:
         # ---- model -------------------------------------------------------------------------------
         params = None
         shape: Any
@@ -551,11 +685,16 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             shape = from_dict(read_config(run))
         elif config.initial_weights is not None:
             loaded, params = weights.load(
-                config.initial_weights, mesh=mesh, scan_layers=config.scan_layers is not False
+                config.initial_weights,
+                mesh=mesh,
+                rules=rules,
+                scan_layers=config.scan_layers is not False,
             )
-            shape = loaded.config
+            shape = loaded.config if config.model is None else config.model
         else:
-            shape = NAMED[config.model] if isinstance(config.model, str) else config.model
+            shape = config.model
+        if isinstance(shape, str):
+            shape = NAMED[shape]
         overrides: dict[str, Any] = {
             "dropout_rate": config.dropout,
             "dtype": config.dtype,
@@ -564,15 +703,25 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         }
         given = {name: value for name, value in overrides.items() if value is not None}
         model = Model(dataclasses.replace(shape, **given))
+        for name, opened in {"data": data, **eval_data}.items():
+            sizes = getattr(opened, "token_bytes", None)
+            if sizes is not None and len(sizes) > model.config.vocab_size:
+                raise RunError(
+                    f"{name} has a vocabulary of {len(sizes)} ids, the model one of "
+                    f"{model.config.vocab_size}: another model, or another corpus"
+                )
+        if params is not None:
+            params = taken_over(config, model.shapes(), params)
 
         # ---- state -------------------------------------------------------------------------------
         optimizer = make_optimizer(config, model)
-        abstract = abstract_state(model, optimizer, mesh)
+        abstract = abstract_state(model, optimizer, mesh, rules)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
         def initial_state(params: Any) -> State:
-            if params is None:
-                params = model.init(jax.random.key(config.seed))
+            if params is None or config.fresh:
+                drawn = model.init(jax.random.key(config.seed))
+                params = drawn if params is None else _filled(params, drawn)
             return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
         # ---- restore -----------------------------------------------------------------------------
@@ -591,33 +740,24 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         metrics = Metrics(config, first)
 
         # ---- step --------------------------------------------------------------------------------
-        train_step = jax.jit(
-            make_train_step(config, model, optimizer),
-            out_shardings=(shardings, partitioning.replicated(mesh)),
-            donate_argnums=0,
-        )
+        train_step = compiled(make_train_step(config, model, optimizer), shardings, mesh)
         eval_step = jax.jit(make_eval_step(config, model))
 
         def evaluate(params: Any, step: int) -> dict[str, float]:
-            """Loss per target token on each of the evaluation sets."""
-            found = {}
+            """Loss on each of the evaluation sets: what checkpoints are kept by."""
+            measured = {}
             for name, opened in eval_data.items():
                 batches = min(config.eval_batches, getattr(opened, "num_batches", None) or math.inf)
+                sizes = getattr(opened, "token_bytes", None)
                 sums: collections.Counter = collections.Counter()
                 for _, batch in prefetch(from_(opened), range(int(batches))):
-                    sums.update(jax.device_get(eval_step(params, batch)))
-                count = max(float(sums["target_tokens"]), 1.0)
-                found[name] = float(sums["nll"]) / count
-                metrics.write(
-                    step,
-                    "eval",
-                    name=name,
-                    loss=found[name],
-                    perplexity=math.exp(min(found[name], 700.0)),
-                    accuracy=float(sums["correct"]) / count,
-                    target_tokens=int(count),
-                )
-            return {f"{name}/loss": loss for name, loss in found.items()}
+                    sums.update(jax.device_get(eval_step(params, batch, sizes)))
+                found = summary({key: float(value) for key, value in sums.items()})
+                metrics.write(step, "eval", name=name, **found)
+                for metric in ("loss", "bits_per_byte"):
+                    if metric in found:
+                        measured[f"{name}/{metric}"] = found[metric]
+            return measured
 
         # ---- loop --------------------------------------------------------------------------------
         stopped = False
@@ -625,14 +765,11 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         with shown if chief else contextlib.nullcontext() as task:
             meter = Meter(metrics, task, started)
             for step, batch in prefetch(from_(data), range(first, config.steps)):
-                if config.profile and step == config.profile[0]:
-                    jax.profiler.start_trace(os.fspath(run / "profile"))
+                profiler.before(step)
                 state, values = train_step(state, batch)
                 flops = training_flops(model.config, jax.tree.map(jnp.shape, batch))
                 step += 1  # from here on: the number of updates done
-                if config.profile and step == config.profile[1]:
-                    jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
+                profiler.after(step, values)
 
                 last = step == config.steps
                 stopped = stop.requested(step) and not last
@@ -683,13 +820,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from the last checkpoint")
-    except Exception as error:
-        # One line for what a user can mend: an error of our own kinds, or of the system.
-        ours = type(error).__module__.partition(".")[0] in ("__main__", "models", "pruning")
-        if not (ours or isinstance(error, OSError)):
-            raise
-        sys.exit(f"error: {error}")
+    sys.exit(command.status(main))

@@ -1,24 +1,13 @@
-"""Evaluation as commands: `python -m evaluation COMMAND --gin_file=... --gin.NAME=VALUE`.
-
-Help answers at once: what a command needs is imported when it runs. An error that a user can mend
-is one line; any other keeps its traceback.
-"""
+"""Evaluation as commands: `python -m evaluation COMMAND --gin_file=... --gin.NAME=VALUE`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from pruning import configuration
-
-
-class Command(NamedTuple):
-    module: str
-    summary: str
-    example: str
-
+from pruning import command
+from pruning.command import Command
 
 COMMANDS = {
     "perplexity": Command(
@@ -41,38 +30,21 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status."""
-    given, rest = _parser().parse_known_args(arguments)
-    try:
-        return _run(given, rest)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not _is_mendable(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given, rest = _parser(command.explained(arguments)).parse_known_args(arguments)
+    return command.status(lambda: _run(given, rest))
 
 
 def _run(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    import importlib
-
-    bindings = configuration.split_bindings(rest)  # before anything slow
-    module = importlib.import_module(COMMANDS[given.command].module)
-    config = configuration.build(module.NAME, module.CONFIGURABLES, given.gin_file, bindings)
+    module, config = COMMANDS[given.command].load(given, rest)
     options = {"dry_run": True} if getattr(given, "dry_run", False) else {}
     for line in module.run(config, **options):
         print(line)
     return 0
 
 
-def _is_mendable(error: Exception) -> bool:
-    """Whether the message says all: an error of our own kinds, or of the system, naming a file."""
-    ours = type(error).__module__.partition(".")[0] in ("evaluation", "pruning", "models")
-    return ours or isinstance(error, OSError | FloatingPointError)
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser(explained: str | None) -> argparse.ArgumentParser:
+    """Args: explained: the command whose settings the help will show."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation",
         description="Judge models and selections, and report what the pruning bought.",
@@ -80,16 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        added = commands.add_parser(
-            name,
-            help=command.summary,
-            description=command.summary,
-            epilog=f"example:\n  python -m evaluation {name} {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        configuration.add_arguments(added)
+    for name, item in COMMANDS.items():
+        added = command.add(commands, parser.prog, name, item, name == explained)
         if name == "study":
             added.add_argument(
                 "--dry_run", action="store_true", help="print the stages and run nothing"

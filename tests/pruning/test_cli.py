@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pruning import configuration
-from pruning.__main__ import STAGES, _configurables, main
+from pruning import command, configuration
+from pruning.__main__ import STAGES, main
 from pruning.corpus import load_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_help_shows_every_setting_of_the_stage(name, capsys):
     stage = importlib.import_module(STAGES[name].module)
     for field in dataclasses.fields(stage.CONFIGURABLES[stage.NAME]):
         assert re.search(rf"^  (\w+, )*{field.name}\b", shown, re.MULTILINE), field.name
-    described = dict(_configurables(STAGES[name].module))
+    described = dict(command.configurables(STAGES[name].module))
     for gin_name, node in described.items():
         assert stage.CONFIGURABLES[gin_name].__name__ == node.name
 
