@@ -10,7 +10,9 @@ Choices
   them may be killed at any moment and started again: what is lost is the shard in its hands.
 - The configuration on record is what changes the numbers: scorer, row lengths, dtype, the model and
   its parameters. Batch size, mesh and workers may change between one start and the next.
-- Compilation happens before the first batch and is kept on disk; its time is reported apart.
+- Compilation happens before the first batch and is kept on disk; its time is reported apart, like
+  that of the start.
+- Who finishes a score set prints what it took, and leaves it in measured.json.
 - The progress line's tokens and share of peak count real tokens, not padding.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pruning import artefact, progress
+from pruning import artefact, heartbeat, progress
 from pruning.artefact import Artefact, Build, Counts, config_of
 from pruning.scorers.ask_llm import AskLLM
 from pruning.scorers.embedding import Embedding
@@ -39,7 +42,7 @@ from pruning.vocabulary import Vocabulary, VocabularyError, require_same
 if TYPE_CHECKING:
     from models.config import ModelConfig
     from pruning.corpus import Corpus
-    from pruning.scoring.estimate import Costs
+    from pruning.scoring.estimate import Costs, Estimate
 
 KIND = "scores"
 _AHEAD = 4  # batches ready for the device
@@ -114,6 +117,7 @@ def run(config: ScoreConfig) -> Artefact | None:
     from pruning.corpus import load_corpus
     from pruning.scoring import device, estimate
 
+    started = time.perf_counter()
     corpus = load_corpus(config.corpus)
     within = _load_selection(config.within, corpus)
     if config.dry_run:
@@ -127,7 +131,8 @@ def run(config: ScoreConfig) -> Artefact | None:
     require_vocabulary(config.model, model_config, corpus.vocabulary)
     prepared = config.scorer.prepare(loaded.model, corpus.vocabulary)
     costs = estimate.Costs(model_config, prepared.sides)
-    windows = estimate.windows_of(prepared, estimate.sample_lengths(corpus))
+    lengths = estimate.sample_lengths(corpus)
+    windows = estimate.windows_of(prepared, lengths)
     row_lengths = estimate.choose_row_lengths(prepared, costs, windows, config.row_length)
 
     build = Build(
@@ -147,12 +152,19 @@ def run(config: ScoreConfig) -> Artefact | None:
     workers = jax.process_count() if config.workers is None else config.workers
     mine = [corpus.documents(shard) for shard in range(worker, corpus.num_shards, workers)]
     if shards := build.pending(worker, workers):
-        reader = Reader(corpus, within, prepared, row_lengths, config.batch_rows)
-        step = device.Step(prepared, loaded, reader.batch_shapes)
-        with progress.track("score", sum(mine), "documents", _done(mine, shards, corpus)) as task:
-            meter = Meter(costs, task, step.peak_flops, step.compile_seconds)
-            score(reader, shards, step, build, meter)
-    return build.finish(
+        with _heartbeat(build, f"{worker} of {workers}") as beat:
+            beat.on(shards[0], "compiles")
+            reader = Reader(corpus, within, prepared, row_lengths, config.batch_rows)
+            step = device.Step(prepared, loaded, reader.batch_shapes)
+            start_seconds = time.perf_counter() - started - step.compile_seconds
+            done = _done(mine, shards, corpus)
+            with progress.track("score", sum(mine), "documents", done) as task:
+                meter = Meter(
+                    reader, costs, task, loaded.mesh.size, step.peak_flops,
+                    {"start_seconds": start_seconds, "compile_seconds": step.compile_seconds},
+                )  # fmt: skip
+                score(reader, shards, step, build, meter)
+    scores = build.finish(
         {
             "scorer": prepared.name,
             "columns": {name: column.meaning for name, column in prepared.columns.items()},
@@ -164,6 +176,44 @@ def run(config: ScoreConfig) -> Artefact | None:
             **prepared.summary,
         }
     )
+    if scores is not None:
+        _report(
+            scores,
+            estimate.estimate(
+                prepared,
+                model_config,
+                lengths,
+                corpus.artefact.manifest.rows if within is None else within.manifest.rows,
+                config.row_length,
+                config.efficiency,
+            ),
+        )
+    return scores
+
+
+def _heartbeat(build: Build, worker: str | None = None) -> heartbeat.Heartbeat:
+    build.heartbeat = heartbeat.Heartbeat(
+        build.path / artefact.UNFINISHED, build.num_shards, worker
+    )
+    return build.heartbeat
+
+
+def _report(scores: Artefact, estimated: Estimate) -> None:
+    """Prints what the score set took, and adds it to measured.json."""
+    from pruning.scoring.estimate import Measured
+
+    file = scores.path / artefact.MEASURED
+    sums = json.loads(file.read_text())
+    try:
+        measured = Measured.of(sums)
+    except KeyError:  # some shards were scored by an earlier version, which measured less
+        return
+    lines = measured.lines(estimated)
+    if "cost" not in sums:
+        artefact.write_text(
+            file, json.dumps(sums | measured.derived() | {"cost": lines}, indent=1) + "\n"
+        )
+    print("\n".join(lines))
 
 
 def dry_run(config: ScoreConfig, corpus: Corpus, within: Artefact | None) -> Any:
@@ -211,12 +261,20 @@ def score(
       ask: packed rows -> answers; a `device.Step`, or anything that answers.
       meter: is told of everything that is done.
     """
-    meter = meter or Meter()
+    if build.heartbeat is None:
+        try:
+            with _heartbeat(build):
+                score(reader, shards, ask, build, meter)
+        finally:
+            build.heartbeat = None
+        return
+    meter = meter or Meter(reader)
 
     def land(batch: Batch, answers: Any) -> None:
         started = time.perf_counter()
         values = None if answers is None else np.asarray(answers)  # waits for the device
         meter.waited(time.perf_counter() - started)
+        meter.batch(batch)
         first = 0
         for chunk, count in batch.parts:
             if count:
@@ -225,11 +283,10 @@ def score(
             if chunk.complete:
                 table, counts = reader.finish(chunk, ask)
                 give(_Part(chunk.shard, chunk.last, table, counts, meter.chunk(chunk)))
-        meter.batch(batch)
 
     flying: collections.deque[tuple[Batch, Any]] = collections.deque()
     with (
-        pipeline.behind(lambda parts: _write(build, parts), _BEHIND) as give,
+        pipeline.behind(lambda parts: _write(build, shards, parts, meter), _BEHIND) as give,
         pipeline.ahead(reader.batches(shards), _AHEAD) as batches,
     ):
         for batch in batches:
@@ -240,9 +297,15 @@ def score(
             land(*flying.popleft())
 
 
-def _write(build: Build, parts: Iterator[_Part]) -> None:
-    for first in parts:
-        with build.shard(first.shard) as writer:
+def _write(build: Build, shards: Sequence[int], parts: Iterator[_Part], meter: Meter) -> None:
+    assert build.heartbeat is not None
+    for shard in shards:
+        build.heartbeat.on(shard, "scores", meter.progress)
+        first = next(parts, None)
+        if first is None:  # the driver gave up
+            return
+        assert first.shard == shard
+        with build.shard(shard) as writer:
             for part in itertools.chain([first], parts):
                 writer.write(part.table, row_group_size=max(part.table.num_rows, 1))
                 writer.counts = artefact.merge_counts(writer.counts, part.counts)
@@ -257,37 +320,59 @@ class Meter:
     """Adds up what was done, for the progress line and for measured.json.
 
     Args:
+      reader: whose batches and chunks these are.
       costs: FLOPs by length; None counts none.
       task: the progress line.
+      devices: how many work on a batch.
       peak_flops: of all devices together, FLOP/s, where it is known.
-      compile_seconds: to be written down with the first chunk.
+      once: seconds by name, to be written down with the first chunk.
     """
 
     def __init__(
         self,
+        reader: Reader,
         costs: Costs | None = None,
         task: progress.Task | None = None,
+        devices: int = 1,
         peak_flops: float | None = None,
-        compile_seconds: float = 0.0,
+        once: Mapping[str, float] | None = None,
     ):
+        self._row_lengths = np.array([reader.row_lengths])
+        self._batch_rows = reader.batch_rows
         self._costs = costs
         self._task = task
+        self._devices = devices
         self._peak = peak_flops
-        self._compile_seconds = compile_seconds
         self._started = self._last = time.perf_counter()
-        self._waited = 0.0
+        self._since: dict[str, float] = {}  # what was measured since the last chunk
+        self._add(**{"start_seconds": 0.0, "compile_seconds": 0.0} | dict(once or {}))
         self._tokens = 0
         self._flops = 0.0
 
+    def _add(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self._since[name] = self._since.get(name, 0.0) + amount
+
+    def progress(self) -> dict[str, Any]:
+        """How far this process is, for those who look on."""
+        if self._task is None:
+            return {}
+        names = ("done", "total", "unit", "rate", "seconds_left")
+        return {name: getattr(self._task, name) for name in names}
+
     def waited(self, seconds: float) -> None:
         """The device was waited for."""
-        self._waited += seconds
+        self._add(device_wait_seconds=seconds)
 
     def batch(self, batch: Batch) -> None:
         """A batch came back."""
         if batch.rows is not None:
             segments = (v for name, v in batch.rows.items() if name.endswith("_segment_ids"))
             self._tokens += sum(int(np.count_nonzero(values)) for values in segments)
+            self._add(
+                positions=float(self._batch_rows * self._row_lengths.sum()),
+                done_flops=self._batch_rows * self._cost(self._row_lengths),
+            )
         if self._task is None:
             return
         seconds = time.perf_counter() - self._started
@@ -299,18 +384,30 @@ class Meter:
     def chunk(self, chunk: Chunk) -> dict[str, float]:
         """A chunk is done. What it took, by name."""
         now = time.perf_counter()
+        seconds, self._last = now - self._last, now
         lengths = chunk.windows.lengths
-        measured = {
-            "seconds": now - self._last,
-            "device_wait_seconds": self._waited,
-            "compile_seconds": self._compile_seconds,
-            "model_tokens": float(lengths.sum()),
-            "rows": float(chunk.packing.num_rows),
-            "useful_flops": 0.0 if self._costs is None else self._costs.of(lengths),
-        }
-        self._flops += measured["useful_flops"]
-        self._last, self._waited, self._compile_seconds = now, 0.0, 0.0
+        useful = self._cost(lengths)
+        self._flops += useful
+        # NOTE: names that stay at zero are there all the same: sums over workers need them all.
+        self._add(
+            seconds=seconds,
+            device_seconds=seconds * self._devices,
+            device_wait_seconds=0.0,
+            potential_flops=seconds * (self._peak or 0.0),
+            unknown_peak_seconds=0.0 if self._peak else seconds,
+            documents=float(len(chunk.documents)),
+            windows=float(len(lengths)),
+            model_tokens=float(lengths.sum()),
+            rows=float(chunk.packing.num_rows),
+            useful_flops=useful,
+            positions=0.0,
+            done_flops=0.0,
+        )
+        measured, self._since = self._since, {}
         return measured
+
+    def _cost(self, lengths: np.ndarray) -> float:
+        return 0.0 if self._costs is None else self._costs.of(lengths)
 
 
 # --------------------------------------------------------------------------------------------------

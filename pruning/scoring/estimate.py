@@ -10,17 +10,21 @@ Choices
   of useful FLOPs over time.
 - Accelerator-hours are useful FLOPs over peak times an efficiency, which is the user's to give:
   0.5 until a run has measured one.
+- After a run the same lines are said of what was measured (`Measured`), the estimate beside them.
+  What workers measured adds up: rates and shares are formed from the sums.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models import flops
 from models.config import ModelConfig
+from pruning.progress import duration
 from pruning.scorers import Documents, Prepared, ScoreError
 from pruning.scoring import packing
 from pruning.scoring.packing import offsets_of
@@ -194,6 +198,111 @@ class Estimate:
             f"FLOPs          {self.useful_flops:.3g} useful, {self.done_flops:.3g} done\n"
             f"accelerator-hours at {100 * self.efficiency:.0f}% of the bf16 peak:{hours}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a scoring run took: the sums that its workers wrote down, and what follows from them.
+
+    Attributes:
+      documents, windows, rows, tokens, useful_flops, done_flops: as in `Estimate`, but `done_flops`
+        includes the rows that stayed empty in the last batch of every shard.
+      positions: of all rows, those included.
+      seconds: of scoring, summed over workers.
+      device_seconds: the same, times each worker's devices.
+      potential_flops: what those devices could have computed in that time at their peak; None
+        where the peak of one is not known.
+      start_seconds: reading and placing the model, over workers and their restarts.
+      compile_seconds: likewise.
+    """
+
+    documents: int
+    windows: int
+    rows: int
+    tokens: int
+    positions: int
+    useful_flops: float
+    done_flops: float
+    seconds: float
+    device_seconds: float
+    potential_flops: float | None
+    start_seconds: float
+    compile_seconds: float
+
+    @classmethod
+    def of(cls, sums: Mapping[str, Any]) -> Measured:
+        """From the content of measured.json.
+
+        Raises:
+          KeyError: it was not written by a scoring run of this version.
+        """
+        known = sums["device_seconds"] > 0 and sums["unknown_peak_seconds"] == 0
+        return cls(
+            **{name: round(sums[name]) for name in ("documents", "windows", "rows", "positions")},
+            tokens=round(sums["model_tokens"]),
+            potential_flops=sums["potential_flops"] if known else None,
+            **{
+                name: sums[name]
+                for name in (
+                    "useful_flops", "done_flops", "seconds", "device_seconds", "start_seconds",
+                    "compile_seconds",
+                )
+            },
+        )  # fmt: skip
+
+    @property
+    def padding(self) -> float:
+        """Share of the rows' positions that were empty."""
+        return 1 - self.tokens / self.positions if self.positions else 0.0
+
+    @property
+    def flops_per_second(self) -> float:
+        """Useful ones, per device."""
+        return self.useful_flops / self.device_seconds if self.device_seconds else 0.0
+
+    @property
+    def share_of_peak(self) -> float | None:
+        return self.useful_flops / self.potential_flops if self.potential_flops else None
+
+    def derived(self) -> dict[str, float]:
+        """For measured.json, beside the sums."""
+        values = {
+            "padding": self.padding,
+            "flops_per_device_second": self.flops_per_second,
+            "accelerator_hours": self.device_seconds / 3600,
+        }
+        if self.share_of_peak is not None:
+            values["share_of_peak"] = self.share_of_peak
+        return values
+
+    def lines(self, estimated: Estimate | None = None) -> list[str]:
+        """The lines of the dry run, measured; `estimated` is said beside them."""
+
+        def beside(value: str) -> str:
+            return f" (estimated {value})" if estimated is not None else ""
+
+        e = estimated
+        share = self.share_of_peak
+        rate = f"{self.flops_per_second / 1e12:.3g} TFLOP/s a device"
+        rows = beside(f"{e.rows:,}" if e else "")
+        tokens = beside(f"{e.tokens:,}" if e else "")
+        padding = beside(f"{100 * e.padding:.1f}%" if e else "")
+        useful, done = (
+            beside(f"{value:.3g}") for value in ((e.useful_flops, e.done_flops) if e else (0, 0))
+        )
+        return [
+            f"documents      {self.documents:,}",
+            f"windows        {self.windows:,} in {self.rows:,} rows{rows}",
+            f"tokens         {self.tokens:,}{tokens} after packing; "
+            f"{100 * self.padding:.1f}% padding{padding}",
+            f"FLOPs          {self.useful_flops:.3g} useful{useful}, "
+            f"{self.done_flops:.3g} done{done}",
+            f"device-seconds {self.device_seconds:,.1f}; {rate}"
+            + (f", {100 * share:.0f}% of the bf16 peak" if share is not None else ""),
+            f"accelerator-hours {_hours(self.device_seconds / 3600)} h, measured",
+            f"apart from that {duration(self.start_seconds)} to start and "
+            f"{duration(self.compile_seconds)} to compile",
+        ]
 
 
 def estimate(
