@@ -2,6 +2,10 @@
 
 - `dot_product_attention` is the plain reference that every faster kernel is compared with. Scores
   and softmax are float32 whatever the compute dtype.
+- Which kernel runs is one setting of the configuration, `attention`, read by `attention_mask`: it
+  returns the mask itself for the plain form, and for a kernel the `Segments` that the mask follows
+  from. Whoever gets `Segments` never sees [batch, heads, queries, keys] in memory. "auto" takes the
+  best that the platform and the shape allow; anything else runs as told, or raises.
 - Scores are not scaled by default: T5 folds 1/sqrt(d) into the query's initialisation. Whoever
   wants it says so (`scale`).
 - Rows are packed: tokens attend within their own segment only, and segment 0 is padding. A row of
@@ -9,6 +13,7 @@
 - Grouped-query attention never repeats a key or value: the queries are viewed in groups.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -19,6 +24,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from models.config import RopeScaling
+from models.kernels.looped import looped_attention
 from models.layers import (
     ATTENTION_INIT,
     RELPOS_INIT,
@@ -29,10 +35,13 @@ from models.layers import (
     einsum,
     parameter,
 )
-from models.partitioning import constrain
+from models.partitioning import constrain, parts, per_shard
 
 # NOTE: finite, so that a row without any visible key gives a uniform softmax and not NaN.
 MASKED = -1e10
+
+# On a CPU, scores of fewer queries x keys than this are no faster in a loop: they fit the cache.
+_LOOP_FROM = 256 * 256
 
 
 # --------------------------------------------------------------------------------------------------
@@ -65,6 +74,58 @@ def segment_mask(
     if window is not None:
         mask &= ~jnp.tri(length, k=-window, dtype=bool)
     return mask[:, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """What `segment_mask` spells out, for a kernel that works it out block by block.
+
+    Attributes:
+      queries, keys: int32 [batch, queries] and [batch, keys], 0 where padding.
+      causal: a query sees no key of a higher index.
+      kernel: the one that attention runs with.
+    """
+
+    queries: jax.Array
+    keys: jax.Array
+    causal: bool = dataclasses.field(metadata={"static": True})
+    kernel: str = dataclasses.field(metadata={"static": True})
+
+
+def attention_mask(
+    setting: str,
+    query_segments: jax.Array,
+    key_segments: jax.Array,
+    *,
+    causal: bool = False,
+    only_plain: str | None = None,
+) -> jax.Array | Segments:
+    """Who sees whom, in the form that the kernel to be used wants: see `segment_mask`.
+
+    Args:
+      setting: the configuration's `attention`.
+      only_plain: what this attention needs that no kernel has, or None.
+
+    Raises:
+      ValueError: the setting names a kernel that cannot do it.
+    """
+    scores = query_segments.shape[1] * key_segments.shape[1]
+    kernel = setting
+    if setting == "auto":
+        loops = _platform() == "cpu" and scores >= _LOOP_FROM and only_plain is None
+        kernel = "looped" if loops else "xla"
+    if kernel == "xla":
+        return segment_mask(query_segments, key_segments, causal=causal)
+    if only_plain is not None:
+        raise ValueError(f"attention={setting!r} has no {only_plain}; use 'auto' or 'xla'")
+    return Segments(query_segments, key_segments, causal, kernel)
+
+
+def _platform() -> str:
+    """What is compiled for: the mesh's devices (which need not be attached), else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:
@@ -272,21 +333,52 @@ class Attention(nnx.Module):
     def attend(
         self, query, key, value, *, bias=None, mask=None, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """Attention and output projection, [batch, queries, d_model]."""
-        attended = dot_product_attention(
-            query,
-            key,
-            value,
-            bias=bias,
-            mask=mask,
-            scale=self.scale,
-            softcap=self.softcap,
-            dropout_rate=self.dropout_rate,
-            dropout_key=dropout_key,
-            dropout_broadcast=self.dropout_broadcast,
-        )
+        """Attention and output projection, [batch, queries, d_model]; `mask` may be `Segments`."""
+        if isinstance(mask, Segments):
+            attended = self._attend_within(query, key, value, bias, mask, dropout_key)
+        else:
+            attended = dot_product_attention(
+                query,
+                key,
+                value,
+                bias=bias,
+                mask=mask,
+                scale=self.scale,
+                softcap=self.softcap,
+                dropout_rate=self.dropout_rate,
+                dropout_key=dropout_key,
+                dropout_broadcast=self.dropout_broadcast,
+            )
         attended = checkpoint_name(attended, "attention")
         return self.out(attended.reshape(*attended.shape[:2], -1))
+
+    def _attend_within(self, query, key, value, bias, segments: Segments, dropout_key):
+        batch, keys, heads = query.shape[0], key.shape[1], self.num_heads
+        kept = None
+        if dropout_key is not None and self.dropout_rate > 0.0:
+            # One draw for all queries multiplies a key's weight: [batch, heads, keys].
+            ones = jnp.ones((batch, heads, 1, keys), jnp.float32)
+            kept = dropout(ones, self.dropout_rate, dropout_key)[:, :, 0]
+        # Row by row and head by head, no device needs another's.
+        split = "heads" if self.num_kv_heads % parts("heads") == 0 else None
+        wide = ("batch", None, split, None)
+        given = {
+            "query": (query, wide),
+            "key": (key, wide),
+            "value": (value, wide),
+            "query_segments": (segments.queries, ("batch", None)),
+            "key_segments": (segments.keys, ("batch", None)),
+            "bias": (bias, (None, split, None, None)),
+            "kept": (kept, ("batch", split, None)),
+        }
+        given = {name: pair for name, pair in given.items() if pair[0] is not None}
+        arrays, axes = zip(*given.values(), strict=True)
+
+        def run(*arrays):
+            named = dict(zip(given, arrays, strict=True))
+            return looped_attention(**named, causal=segments.causal, scale=self.scale)
+
+        return per_shard(run, arrays, axes, wide, query.shape)
 
     def __call__(
         self, x, source=None, *, bias=None, mask=None, rotation=None, dropout_key=None

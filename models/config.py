@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 ACTIVATIONS = ("relu", "gelu", "gelu_exact", "silu")  # "gelu" is the tanh approximation
 DTYPES = ("float32", "bfloat16")
+ATTENTION = ("auto", "xla", "looped")
 REMAT = ("none", "dots", "projections", "full")
 
 
@@ -27,6 +28,7 @@ class RunConfig:
 
     dtype: str = "float32"
     residual_dtype: str = "float32"
+    attention: str = "auto"  # the kernel: see attention.attention_mask
     scan_layers: bool = True  # one compiled layer, run by lax.scan; False unrolls, see layers.Stack
     remat: str = "none"  # what the backward pass recomputes, see layers.REMAT_POLICIES
 
@@ -35,6 +37,7 @@ class RunConfig:
     def __post_init__(self):
         _check("dtype", self.dtype, DTYPES)
         _check("residual_dtype", self.residual_dtype, DTYPES)
+        _check("attention", self.attention, ATTENTION)
         _check("remat", self.remat, REMAT)
         if (self.dtype, self.residual_dtype) == ("float32", "bfloat16"):
             raise ValueError("residual_dtype='bfloat16' wants dtype='bfloat16'")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.attention import Attention, rotary, segment_mask, segment_positions
+from models.attention import Attention, attention_mask, rotary, segment_mask, segment_positions
 from models.config import DecoderConfig
 from models.layers import (
     MLP,
@@ -159,7 +159,13 @@ class DecoderLM(nnx.Module):
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             positions = segment_positions(segment_ids)
-        mask = segment_mask(segment_ids, segment_ids, causal=True)
+        mask = attention_mask(
+            config.attention,
+            segment_ids,
+            segment_ids,
+            causal=True,
+            only_plain=_only_plain(config, training=dropout_key is not None),
+        )
         if config.window is None:
             masks = mask, mask
         else:
@@ -226,6 +232,15 @@ def choose(is_global, pair):
     if pair is None or pair[0] is pair[1]:
         return None if pair is None else pair[0]
     return jax.tree.map(lambda a, b: jnp.where(is_global, a, b), *pair)
+
+
+def _only_plain(config: DecoderConfig, *, training: bool) -> str | None:
+    """What of this model's attention only the plain form can do."""
+    if config.window is not None:
+        return "window"
+    if config.attention_softcap is not None:
+        return "softcap"
+    return "dropout drawn for each query" if training and config.dropout_rate else None
 
 
 def _norm(config: DecoderConfig) -> RMSNorm | LayerNorm:

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -155,6 +155,44 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
         return x
     spec = _partition_spec(axes, mesh, dict(_active_rules.value), x.shape)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def parts(name: str) -> int:
+    """Into how many pieces the mesh and rules in force cut the logical axis `name`; 1 outside."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or _active_rules.value is None:
+        return 1
+    return math.prod(mesh.shape.get(axis, 1) for axis in dict(_active_rules.value)[name])
+
+
+def per_shard(
+    function: Callable[..., Any],
+    arrays: Sequence[jax.Array],
+    axes: Sequence[Axes],
+    result: Axes,
+    result_shape: Sequence[int],
+) -> Any:
+    """function(*arrays), run by each device on its own pieces; for what the compiler cannot split.
+
+    Pieces are cut by the rules in force, so `function` must not look beyond its batch rows and
+    heads. Gradients of arrays that several devices share are summed. Outside of `use`, a plain
+    call.
+
+    Args:
+        axes: of each array, one logical name per dimension.
+        result, result_shape: of the one array that `function` returns.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or _active_rules.value is None:
+        return function(*arrays)
+    rules = dict(_active_rules.value)
+    specs = [
+        _partition_spec(names, mesh, rules, array.shape)
+        for names, array in zip(axes, arrays, strict=True)
+    ]
+    out = _partition_spec(result, mesh, rules, result_shape)
+    mapped = jax.shard_map(function, in_specs=tuple(specs), out_specs=out, check_vma=False)
+    return mapped(*arrays)
 
 
 def batch_reader(mesh: Mesh) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import Attention, RelativePositionBias, segment_mask
+from models.attention import Attention, RelativePositionBias, attention_mask
 from models.config import T5Config
 from models.layers import MLP, Embedding, Linear, RMSNorm, Stack, dropout, einsum, split_key
 from models.partitioning import constrain
@@ -97,13 +97,14 @@ class Encoder(Stack):
         if not config.relpos_per_layer:
             self.relpos_bias = _relative_bias(config, bidirectional=True)
         self.encoder_norm = _norm(config)
+        self.attention = config.attention
         self.dropout_rate = config.dropout_rate
 
     def __call__(self, x, segment_ids, *, dropout_key=None):
         """Embedded tokens [batch, length, d_model] -> their encodings, the same shape."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
         x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
-        mask = segment_mask(segment_ids, segment_ids)
+        mask = attention_mask(self.attention, segment_ids, segment_ids)
         bias = self.relpos_bias(x.shape[1], x.shape[1]) if hasattr(self, "relpos_bias") else None
 
         def step(layer, x, key):
@@ -126,6 +127,7 @@ class Decoder(Stack):
         if not config.relpos_per_layer:
             self.relpos_bias = _relative_bias(config, bidirectional=False)
         self.decoder_norm = _norm(config)
+        self.attention = config.attention
         if not config.tie_embeddings:
             self.logits_dense = Linear(config.d_model, config.vocab_size, ("embed", "vocab"))
         self.dropout_rate = config.dropout_rate
@@ -134,8 +136,8 @@ class Decoder(Stack):
         """Embedded tokens [batch, target_length, d_model] -> hidden states, the same shape."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
         x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
-        mask = segment_mask(segment_ids, segment_ids, causal=True)
-        cross_mask = segment_mask(segment_ids, encoder_segment_ids)
+        mask = attention_mask(self.attention, segment_ids, segment_ids, causal=True)
+        cross_mask = attention_mask(self.attention, segment_ids, encoder_segment_ids)
         bias = self.relpos_bias(x.shape[1], x.shape[1]) if hasattr(self, "relpos_bias") else None
 
         def step(layer, x, key):

@@ -1,0 +1,173 @@
+"""Attention in a loop over rows and heads against the plain form, forward and backward."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import partitioning
+from models.attention import Segments, attention_mask, dot_product_attention, segment_mask
+from models.config import DecoderConfig, T5Config
+from models.kernels.looped import looped_attention
+from models.model import Model
+
+CONFIG = T5Config(
+    vocab_size=64,
+    d_model=16,
+    d_ff=32,
+    num_heads=4,
+    d_kv=8,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+
+
+def inputs(batch=2, queries=12, keys=20, heads=4, kv_heads=4, dtype=jnp.float32):
+    random = np.random.default_rng(0)
+    query = jnp.asarray(random.normal(size=(batch, queries, heads, 8)), dtype)
+    key, value = jnp.asarray(random.normal(size=(2, batch, keys, kv_heads, 8)), dtype)
+    bias = jnp.asarray(random.normal(size=(1, heads, queries, keys)), jnp.float32)
+    kept = jnp.asarray(random.random((batch, heads, keys)) < 0.8, jnp.float32) / 0.8
+    segments = np.sort(random.integers(1, 4, (batch, max(queries, keys))), axis=1)
+    segments[0, -3:] = 0
+    return query, key, value, bias, kept, segments[:, :queries], segments[:, :keys]
+
+
+def plain(query, key, value, bias, kept, query_segments, key_segments, causal, scale):
+    """`dot_product_attention`; `kept` through the values, one head at a time."""
+    mask = segment_mask(jnp.asarray(query_segments), jnp.asarray(key_segments), causal=causal)
+    if kept is None:
+        return dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+    value = value * kept.swapaxes(1, 2)[..., None]
+    return dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "with_bias", "with_kept", "causal"),
+    [(4, True, True, False), (4, False, False, False), (2, True, False, True)],
+)
+def test_loop_equals_plain_attention_and_its_gradients(kv_heads, with_bias, with_kept, causal):
+    query, key, value, bias, kept, query_segments, key_segments = inputs(
+        queries=20 if causal else 12, kv_heads=kv_heads
+    )
+    bias, kept = bias if with_bias else None, kept if with_kept else None
+
+    def looped(query, key, value, bias):
+        return looped_attention(
+            query,
+            key,
+            value,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            bias=bias,
+            kept=kept,
+            causal=causal,
+            scale=0.7,
+        )
+
+    def reference(query, key, value, bias):
+        return plain(query, key, value, bias, kept, query_segments, key_segments, causal, 0.7)
+
+    def gradients(attend):
+        wanted = (0, 1, 2, 3) if with_bias else (0, 1, 2)
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(attend(*a))), argnums=wanted))(
+            query, key, value, bias
+        )
+
+    np.testing.assert_allclose(
+        jax.jit(looped)(query, key, value, bias), reference(query, key, value, bias), atol=1e-6
+    )
+    for ours, theirs in zip(
+        jax.tree.leaves(gradients(looped)), jax.tree.leaves(gradients(reference)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=5e-6)
+
+
+def test_loop_rounds_as_the_plain_form_does_in_bfloat16():
+    query, key, value, bias, _, query_segments, key_segments = inputs(dtype=jnp.bfloat16)
+    ours = jax.jit(looped_attention)(
+        query, key, value, query_segments=query_segments, key_segments=key_segments, bias=bias
+    )
+    theirs = plain(query, key, value, bias, None, query_segments, key_segments, False, 1.0)
+    np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
+
+
+def batch_of(rows=8, length=24):
+    random = np.random.default_rng(1)
+    segments = np.sort(random.integers(1, 4, (rows, length)), axis=1).astype(np.int32)
+    segments[:, -2:] = 0
+    return {
+        "encoder_input_tokens": random.integers(1, 64, (rows, length)).astype(np.int32),
+        "encoder_segment_ids": segments,
+        "decoder_input_tokens": random.integers(0, 64, (rows, length)).astype(np.int32),
+        "decoder_segment_ids": segments,
+    }
+
+
+def loss_and_gradient(config, params, batch, dropout_key=None):
+    def loss(params):
+        states = Model(config).bind(params).forward(batch, dropout_key=dropout_key)
+        return jnp.sum(jnp.sin(states) * (batch["decoder_segment_ids"] > 0)[..., None])
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_close(ours, theirs):
+    for (path, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(ours)[0], jax.tree.leaves(theirs), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(path))
+
+
+def test_model_is_the_same_with_dropout_and_a_bias_per_layer():
+    config = dataclasses.replace(CONFIG, dropout_rate=0.1, relpos_per_layer=True)
+    params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
+    key = jax.random.key(5)
+    looped, plain = (
+        loss_and_gradient(dataclasses.replace(config, attention=attention), params, batch, key)
+        for attention in ("looped", "xla")
+    )
+    assert_close(looped, plain)
+
+
+def test_sharded_equals_unsharded():
+    axes = {"data": 2, "fsdp": 2, "tensor": 2}
+    config = dataclasses.replace(CONFIG, attention="looped")
+    params, batch = Model(config).init(jax.random.key(0)), batch_of()
+    alone = loss_and_gradient(config, params, batch)
+    with partitioning.use(partitioning.make_mesh(axes)) as mesh:
+        placed = jax.device_put(params, partitioning.param_shardings(Model(config), mesh))
+        sharded = loss_and_gradient(config, placed, partitioning.global_batch(batch, mesh))
+    assert_close(sharded, alone)
+
+
+def test_auto_loops_over_long_rows_on_a_cpu_and_explicit_choices_are_kept():
+    def choice(setting, length, **more):
+        ids = jnp.ones((1, length), jnp.int32)
+        mask = attention_mask(setting, ids, ids, **more)
+        return mask.kernel if isinstance(mask, Segments) else "xla"
+
+    assert choice("auto", 512) == "looped"
+    assert choice("auto", 128) == "xla"
+    assert choice("auto", 512, only_plain="softcap") == "xla"
+    assert choice("looped", 8) == "looped"
+    assert choice("xla", 512) == "xla"
+    with pytest.raises(ValueError, match="attention='looped' has no softcap"):
+        choice("looped", 512, only_plain="softcap")
+
+
+def test_decoder_only_models_loop_too():
+    config = DecoderConfig(
+        vocab_size=64, d_model=16, d_ff=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=4
+    )
+    params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
+    looped, plain = (
+        loss_and_gradient(dataclasses.replace(config, attention=attention), params, batch)
+        for attention in ("looped", "xla")
+    )
+    assert_close(looped, plain)
+    windowed = dataclasses.replace(config, window=4, attention="looped")
+    with pytest.raises(ValueError, match="has no window"):
+        loss_and_gradient(windowed, params, batch)
