@@ -129,7 +129,7 @@ def validate(config: SelectConfig) -> None:
             raise SelectError(f"a budget is positive, not {budgets[0]}.")
     elif budgets:
         raise SelectError(f"{name} takes no budget: remove keep_tokens and keep_documents.")
-    if config.quotas and not ranking:
+    if config.quotas and not (ranking and ranking.takes_quotas):
         raise SelectError(f"{name} has no budget that quotas could divide: remove them.")
     if ranking and ranking.needs_score:
         if not (config.terms and config.score_sets):

@@ -159,7 +159,7 @@ def _radix_select(
       fits: bool [groups], the whole group costs no more than the target.
     """
     count = len(targets)
-    bits = 16 if count <= 64 else 8
+    bits = 16 if count <= 256 else 8
     value = np.zeros(count, np.uint64)
     cost = next_cost = np.zeros(count, np.int64)
     fits = np.zeros(count, bool)

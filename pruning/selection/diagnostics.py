@@ -98,9 +98,9 @@ def domain_counts(
     """
     columns = []
     for members in (pool, kept):
-        of = codes[members]
-        columns.append(np.bincount(of, minlength=names + 1))
-        columns.append(np.bincount(of, weights=tokens[members], minlength=names + 1))
+        rows = slice(None) if members.all() else np.flatnonzero(members)
+        columns.append(np.bincount(codes[rows], minlength=names + 1))
+        columns.append(np.bincount(codes[rows], weights=tokens[rows], minlength=names + 1))
     return np.stack(columns, axis=1).astype(np.int64)
 
 

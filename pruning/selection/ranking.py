@@ -107,7 +107,7 @@ class Pool:
         domain = config.domain_column if self.domains else None
         group = config.quotas.column if config.quotas else None
         strings = sorted({name for name in (domain, group) if name})
-        table = self.corpus.read(shard, ["n_tokens", *strings], strings)
+        table = self.corpus.read(shard, ["n_tokens", *strings], strings, use_threads=False)
         ids = doc_ids(shard, np.arange(table.num_rows))
         found = scores.read(config.terms, self.score_sets, shard, ids)
         considered = np.ones(len(ids), bool)
@@ -185,10 +185,14 @@ def _groups(config: SelectConfig, corpus: Artefact) -> list[str]:
     if config.quotas.shares:
         return [*sorted(config.quotas.shares), diagnostics.OTHER]
     column = config.quotas.column
+
+    def of(shard: int) -> set[str]:
+        codes, names = diagnostics.encode(corpus.read(shard, [column], [column], False)[column])
+        return {names[code] for code in np.flatnonzero(np.bincount(codes, minlength=len(names)))}
+
     found: set[str] = set()
-    for shard in range(corpus.num_shards):
-        codes, names = diagnostics.encode(corpus.read(shard, [column], [column])[column])
-        found.update(names[code] for code in np.unique(codes))
+    for names in _in_threads(of, range(corpus.num_shards), config.workers):
+        found |= names
         if len(found) > _MOST_GROUPS:
             raise SelectError(
                 f"the column {column!r} has more than {_MOST_GROUPS:,} values: divide by a coarser "
@@ -266,7 +270,7 @@ class RankedShard:
 
     def chunk(self, config: SelectConfig) -> cut.Chunk:
         """The shard as it is cut."""
-        ranked = (self.values != cut.EXCLUDED) & (self.values != cut.INCLUDED)
+        ranked = self.values - np.uint64(1) < cut.INCLUDED - np.uint64(1)  # neither of the two
         costs = self.n_tokens * ranked if config.unit == "tokens" else ranked.astype(np.int32)
 
         def hashes(rows: np.ndarray) -> np.ndarray:

@@ -48,6 +48,10 @@ VALUES: Mapping[str, Value] = {
     # log P("yes") (Sachdeva et al. 2024), and the log-odds against "no".
     "ask_llm": Value(("ask_llm_yes",), lambda yes: yes),
     "ask_llm_ratio": Value(("ask_llm_yes", "ask_llm_no"), lambda yes, no: yes - no),
+    # Cosine distance to the nearest twin that is kept first: SemDeDup drops what is below epsilon.
+    "twin_distance": Value(("twin_similarity",), lambda cosine: 1 - cosine),
+    # Minus the logarithm of a density: the summand by which a weight falls with crowding.
+    "rarity": Value(("density",), lambda density: -np.log(density)),
 }
 
 
@@ -112,7 +116,7 @@ def read(
     for name, scores in sets.items():
         own = [term for term in terms if term.scores == name]
         columns = sorted({column for term in own for column in term.definition.columns})
-        table = scores.read(shard, ["doc_id", "status", *columns])
+        table = scores.read(shard, ["doc_id", "status", *columns], use_threads=False)
         where = f"{scores.path}/{scores.manifest.shards[shard].file}"
         artefact.require_same_documents(doc_ids, table["doc_id"].to_numpy(), where)
         values = {

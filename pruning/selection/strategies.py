@@ -7,6 +7,7 @@ budget. That makes it two short pure functions, `keys` and `interval`:
     Bottom       key = -score                   the first B
     Middle       key = -score                   the B around the median token
     Percentiles  key = -score                   from one percentile of the tokens to another
+    Threshold    key = score                    what lies between two scores, whatever it costs
     Random       key = gumbel                   the first B
     Softmax      key = score / T + gumbel       the first B
     InversePropensity, InverseFrequency: key = log w + gumbel, with w as they say
@@ -38,6 +39,7 @@ class Ranking:
 
     needs_score: ClassVar[bool] = True
     takes_budget: ClassVar[bool] = True
+    takes_quotas: ClassVar[bool] = True
     needs_fit: ClassVar[bool] = False
 
     def fit(self, sample: np.ndarray) -> Ranking:
@@ -56,7 +58,7 @@ class Ranking:
           uniform: float64 [n] in (0, 1), the documents' own draws.
 
         Returns:
-          float64 [n], no NaN.
+          float64 [n]; NaN for a document that is kept by no budget.
 
         Raises:
           StrategyError: a score is outside of what the strategy is defined for.
@@ -129,6 +131,37 @@ class Percentiles(Bottom):
     def interval(self, total: np.ndarray, budget: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         low, high = (np.rint(total * share).astype(np.int64) for share in (self.low, self.high))
         return low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold(Top):
+    """Keeps the scores from `low` to `high`, both included: a cut at a score, not at a budget.
+
+    For scores that mean something by themselves: SemDeDup's epsilon, a P(yes), a classifier's odds.
+    A selection of a budget within this one is a chain.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    takes_budget: ClassVar[bool] = False
+    takes_quotas: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.low is None and self.high is None:
+            raise StrategyError("Threshold needs low, high or both.")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise StrategyError(f"Threshold needs low <= high: [{self.low}, {self.high}].")
+
+    def keys(self, score: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        inside = np.ones(len(score), bool)
+        if self.low is not None:
+            inside &= score >= self.low
+        if self.high is not None:
+            inside &= score <= self.high
+        return np.where(inside, score, np.nan)
+
+    def interval(self, total: np.ndarray, budget: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros_like(total), total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +356,8 @@ class Difference(SetOperation):
 CONFIGURABLES: dict[str, type] = {
     cls.__name__: cls
     for cls in [
-        *(Random, Top, Bottom, Middle, Percentiles, Softmax, InversePropensity, InverseFrequency),
+        *(Random, Top, Bottom, Middle, Percentiles, Threshold),
+        *(Softmax, InversePropensity, InverseFrequency),
         *(All, Split, Union, Intersection, Difference),
     ]
 }

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pruning import configuration
-from pruning.artefact import ArtefactError, ConfigurationChanged
+from pruning.artefact import ArtefactError, ConfigurationChanged, load
 from pruning.selection import load_selection, ranking, select, strategies
 from pruning.selection.config import Quotas, SelectConfig, SelectError, validate
 from pruning.selection.scores import ScoreError, Term
@@ -21,11 +21,13 @@ from pruning.selection.strategies import (
     Difference,
     Intersection,
     InverseFrequency,
+    InversePropensity,
     Middle,
     Percentiles,
     Random,
     Softmax,
     Split,
+    Threshold,
     Top,
     Union,
 )
@@ -127,6 +129,75 @@ def test_percentile_windows_are_a_partition(house):
     windows = [(0, 0.25), (0.25, 0.6), (0.6, 1)]
     parts = [kept(house.select(f"{low}", Percentiles(low, high))) for low, high in windows]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), house.doc_ids)
+
+
+@pytest.mark.parametrize("bounds", [{"low": 0.2}, {"high": -0.5}, {"low": -0.3, "high": 0.3}])
+def test_a_threshold_keeps_what_reaches_it_whatever_it_costs(house, bounds):
+    selection = house.select("threshold", Threshold(**bounds))
+    inside = (house.nll >= bounds.get("low", -9)) & (house.nll <= bounds.get("high", 9))
+    np.testing.assert_array_equal(kept(selection), house.doc_ids[inside])
+    assert selection.manifest.summary["kept"]["tokens"] == house.n_tokens[inside].sum()
+    assert selection.manifest.summary["budget"] is None
+    assert selection.manifest.counts["documents"]["not_kept"] == np.count_nonzero(~inside)
+
+
+def test_a_threshold_that_nothing_reaches_is_an_error(house):
+    with pytest.raises(SelectError, match="keeps nothing"):
+        house.select("threshold", Threshold(low=1e6))
+
+
+# --------------------------------------------------------------------------------------------------
+# Chains, and several scores at once
+
+
+@pytest.fixture
+def twins(house, artefacts):
+    """How near every document's twin is, and how crowded its place; the same facts flat."""
+    rng = np.random.default_rng(9)
+    similarity = [rng.uniform(0, 1, count).astype(np.float32) for count in COUNTS]
+    density = [rng.uniform(0.01, 1, count).astype(np.float32) for count in COUNTS]
+    columns = {"twin_similarity": similarity, "density": density}
+    artefacts.scores(house.path / "twins", load(house.at("corpus"), "corpus"), columns)
+    return {name: np.concatenate(parts).astype(np.float64) for name, parts in columns.items()}
+
+
+def test_a_chain_takes_the_best_of_what_is_left(house, twins):
+    """SemDeDup at an epsilon, then the top fifth of what it keeps."""
+    at = {"scores": house.at("twins"), "score": "twin_distance"}
+    house.select("first", Threshold(low=0.3), **at)
+    chain = house.select("second", Top(), keep_tokens=0.2, within=house.at("first"))
+    left = twins["twin_similarity"] <= 0.7
+    pool = house.n_tokens[left].sum()
+    assert chain.manifest.summary["pool"]["tokens"] == pool
+    taken = np.isin(house.doc_ids, kept(chain))
+    assert not (taken & ~left).any()
+    assert house.nll[taken].min() >= house.nll[left & ~taken].max()
+    assert 0.2 * pool - 60 < house.n_tokens[taken].sum() <= 0.2 * pool
+
+
+def test_a_larger_epsilon_keeps_a_part_of_what_a_smaller_one_keeps(house, twins):
+    at = {"scores": house.at("twins"), "score": "twin_distance"}
+    epsilons = (0.05, 0.2, 0.6)
+    found = [set(kept(house.select(f"{e}", Threshold(low=e), **at))) for e in epsilons]
+    assert found[0] > found[1] > found[2]
+
+
+def test_quality_and_coverage_meet_at_either_end(house, twins):
+    """No quality: inverse propensity. No coverage: quality alone."""
+    sets = {"quality": house.at("scores"), "coverage": house.at("twins")}
+
+    def joint(name, quality, coverage):
+        terms = (Term("nll_total", quality, "quality"), Term("rarity", coverage, "coverage"))
+        return kept(house.select(name, Softmax(1.0), scores=sets, score=terms, keep_tokens=0.3))
+
+    of_density = {"scores": house.at("twins"), "score": "column:density"}
+    rare = kept(house.select("rare", InversePropensity(), keep_tokens=0.3, **of_density))
+    good = kept(house.select("good", Softmax(0.5), keep_tokens=0.3))
+    np.testing.assert_array_equal(joint("coverage", 0.0, 1.0), rare)
+    np.testing.assert_array_equal(joint("quality", 2.0, 0.0), good)
+    both = np.isin(house.doc_ids, joint("both", 2.0, 1.0))
+    all_ = house.nll.mean(), twins["density"].mean()
+    assert house.nll[both].mean() > all_[0] and twins["density"][both].mean() < all_[1]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -357,6 +428,8 @@ def test_misplaced_rows_are_refused(house, artefacts):
         (All(), {"keep_tokens": 0.1}, SelectError, "takes no budget"),
         (All(), {"score": "nll_mean"}, SelectError, "looks at no score"),
         (Split(0, 1), {"quotas": Quotas()}, SelectError, "no budget that quotas"),
+        (Threshold(low=0), {"quotas": Quotas()}, SelectError, "no budget that quotas"),
+        (Threshold(low=0), {"keep_tokens": 0.1}, SelectError, "takes no budget"),
         ("top", {"keep_tokens": 0.1}, SelectError, "@Top()"),
     ],
 )

@@ -129,6 +129,8 @@ def test_splits_of_one_seed_divide_the_documents():
         lambda: Softmax(0.0),
         lambda: InverseFrequency(outer=0.5),
         lambda: strategies.Union(("only one",)),
+        lambda: strategies.Threshold(),
+        lambda: strategies.Threshold(low=1.0, high=0.0),
     ],
 )
 def test_senseless_parameters_are_refused(make):
