@@ -1,0 +1,319 @@
+"""How every sampler ranks text that is known to be bad: raw web pages, and damage done on purpose.
+
+    WINNOW_DATA=../shared/data python benchmarks/samplers_junk.py --directory runs/junk
+
+Runs the real stages, each by its command, and can be interrupted. From real text it makes
+
+    train   C4: a vocabulary, small language models, and the judge's examples come from it
+    good    edited text (Wikipedia, news for learners): the target of DSIR, what is good to the
+            classifier, and what the reference model of reference-minus-prior is trained on
+    mixed   what is scored: C4 documents whole and damaged (six kinds at four strengths), and web
+            pages, of some all visible text, of the others their hand-marked main text
+
+and prints, for every sampler, the probability that it prefers a whole document to a damaged one,
+and main text to raw text: an AUC, 0.5 by chance. A document occurs once, so that no sampler meets
+twins that the experiment has made.
+
+The models are tiny and were trained for minutes: this shows what kinds of score find what kinds of
+junk, and that all the stages fit together. It does not rank the methods at scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("WINNOW_DATA", REPOSITORY.parent / "shared" / "data"))
+PER_GROUP = 300  # whole documents, and damaged ones of every strength
+PAGES = 1200
+VOCABULARY, MODEL_VOCABULARY = 8000, 8192
+KINDS = ("shuffled_words", "repeated_spans", "character_noise", "truncated", "boilerplate")
+KINDS += ("mixed_sentences",)
+LENGTHS = (300, 1600)  # characters of a document that is damaged: the models see all of it
+SHARDS = 4
+
+Columns = dict[str, np.ndarray]
+
+# What a sampler keeps first: scores -> preference [documents].
+SAMPLERS: dict[str, Callable[[Columns], np.ndarray]] = {
+    "Ask-LLM, judge trained on damage": lambda s: s["ask_llm_yes"],
+    "perplexity, low first: span": lambda s: -s["span"],
+    "perplexity, low first: prefix": lambda s: -s["prefix"],
+    "perplexity, low first: causal": lambda s: -s["causal"],
+    "perplexity, middle first: span": lambda s: -np.abs(s["span"] - np.nanmedian(s["span"])),
+    "information content, high first: total": lambda s: s["total"],
+    "H_q + H_f, high first": lambda s: s["causal"] + s["h_f"],
+    "H_f alone, high first": lambda s: s["h_f"],
+    "reference minus prior": lambda s: s["span"] - s["reference"],
+    "DSIR, sum": lambda s: s["dsir_sum"],
+    "DSIR, mean": lambda s: s["dsir_mean"],
+    "n-gram classifier": lambda s: s["quality"],
+    "density, inverse": lambda s: -s["density"],
+    "SemDeDup": lambda s: -s["twin_similarity"],
+    "prototypes": lambda s: s["centroid_similarity"],
+    "distilled Ask-LLM, n-grams": lambda s: s["student"],
+    "Ask-LLM x coverage": lambda s: s["ask_llm_yes"] / 0.25 - np.log(s["density"]),
+}
+# Where the preference comes from: score set -> column, or column -> name here.
+SCORES = {
+    "ask_llm": {"ask_llm_yes": "ask_llm_yes"},
+    "entropy": {"h_f": "h_f"},
+    "dsir": {"dsir_sum": "dsir_sum", "dsir_mean": "dsir_mean"},
+    "quality": {"quality": "quality"},
+    "density": {"density": "density"},
+    "twins": {"twin_similarity": "twin_similarity"},
+    "clusters": {"centroid_similarity": "centroid_similarity"},
+    "student": {"student": "student"},
+}
+LIKELIHOODS = ("span", "prefix", "causal", "reference")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--directory", type=Path, default=Path("runs/junk"))
+    given = parser.parse_args()
+    at = given.directory.absolute()
+    if not (at / "text" / "done").exists():
+        write_texts(at / "text")
+    for name, command, result in stages(at):
+        if not (at / result).exists():
+            run(name, command, at)
+    print(table(at))
+
+
+# --------------------------------------------------------------------------------------------------
+# The texts
+
+
+def write_texts(directory: Path) -> None:
+    from pruning.damage import STRENGTHS, damaged
+    from pruning.randomness import hashed
+
+    documents = [
+        row["text"] if row["src"] != "pf_decoding" and not row["truncated"] else None
+        for row in _lines("corpus/c4/c4_real_merged.jsonl.gz")
+    ]
+    everything = [row["text"] for row in _lines("corpus/c4/c4_real_merged.jsonl.gz")]
+    fit = [i for i, t in enumerate(documents) if t and LENGTHS[0] <= len(t) <= LENGTHS[1]]
+    order = np.asarray(fit)[np.argsort(hashed(0, np.asarray(fit)))]
+    chosen = order[: PER_GROUP * (1 + len(STRENGTHS))].tolist()
+    mixed = []
+    for place, i in enumerate(chosen):
+        group, number = divmod(place, PER_GROUP)
+        text, source = everything[i], "whole"
+        if group:
+            kind, strength = KINDS[number % len(KINDS)], STRENGTHS[group - 1]
+            donor = everything[chosen[place - 1]]
+            text, source = damaged(text, kind, strength, 0, i, donor), f"{kind}@{strength}"
+        mixed.append({"text": text, "source": source})
+    pages = [
+        row
+        for row in _lines("corpus/web_pages/html_cleaning_pages.jsonl.gz")
+        if row["gold_text"] and row["raw_text"] and 500 <= len(row["gold_text"]) <= 50_000
+    ]
+    order = np.argsort(hashed(1, np.arange(len(pages))))[:PAGES]
+    for place, i in enumerate(order.tolist()):
+        field, source = (("raw_text", "raw page"), ("gold_text", "main text"))[place % 2]
+        mixed.append({"text": pages[i][field], "source": source})
+    order = np.argsort(hashed(2, np.arange(len(mixed)))).tolist()
+    good = [row["text"] for row in _lines("corpus/quality_human/onestopenglish.jsonl.gz")]
+    with gzip.open(DATA / "corpus/mixed/llamafactory_wiki_demo.txt.gz", "rt") as file:
+        wiki = file.read()
+    good += [wiki[start : start + 2000] for start in range(0, len(wiki), 2000)]
+    held_out = set(chosen)
+    train = [text for i, text in enumerate(everything) if i not in held_out]
+    _write(directory / "train", [{"text": text} for text in train])
+    _write(directory / "good", [{"text": text} for text in good])
+    _write(directory / "mixed", [mixed[i] for i in order])
+    (directory / "done").touch()
+
+
+def _lines(path: str) -> Iterator[dict]:
+    with gzip.open(DATA / path, "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _write(directory: Path, rows: list[dict]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for k in range(SHARDS):
+        lines = "".join(json.dumps(row) + "\n" for row in rows[k::SHARDS])
+        (directory / f"{k}.jsonl").write_text(lines, encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------
+# The stages
+
+
+def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
+    """Name, command, and the file that says it is done, below the directory."""
+
+    def pruning(name: str, stage: str, config: str, output: str, **macros: object):
+        command = ["-m", "pruning", stage, f"--gin_file=configs/{config}"]
+        macros = {"OUTPUT": at / output} | macros
+        return (
+            name,
+            command + [f"--gin.{k}={v}" for k, v in macros.items()],
+            f"{output}/manifest.json",
+        )
+
+    def train(name: str, config: str, steps: int, **macros: object):
+        command = ["train.py", f"--gin_file=configs/pretrain/{config}.gin"]
+        macros = {"OUTPUT": at / name, "STEPS": steps, "COMPILATION_CACHE": at / "xla"} | macros
+        return name, command + [f"--gin.{k}={v}" for k, v in macros.items()], f"{name}/result.json"
+
+    vocabulary = at / "vocabulary"
+    text = {"SOURCE": "@JsonlSource()", "JsonlSource.paths": f'("{at}/text/train",)'}
+    yield pruning(
+        "vocabulary", "vocabulary", "ingest/vocabulary.gin", "vocabulary", SIZE=VOCABULARY, **text
+    )
+    for corpus in ("train", "good", "mixed"):
+        files = {"FILES": at / "text" / corpus, "VOCABULARY": vocabulary}
+        yield pruning(corpus, "ingest", "ingest/jsonl.gin", corpus, **files)
+
+    # Models. The first learns to fill spans; the others begin with it, but for the decoder.
+    size = {"T5Config.vocab_size": MODEL_VOCABULARY}
+    yield train("span", "quickstart", 1500, CORPUS=at / "train", **size)
+    onwards = {"Train.model": None, "Train.initial_weights": at / "span", "LEARNING_RATE": 0.001}
+    prefix = {"Stream.objective": "@PrefixLM()", "Stream.target_length": 128}
+    yield train("prefix", "quickstart", 300, CORPUS=at / "train", **onwards, **prefix)
+    yield train("reference", "quickstart", 200, CORPUS=at / "good", **onwards)
+    decoder = {"vocab_size": MODEL_VOCABULARY, "d_model": 96, "d_ff": 256, "num_layers": 3}
+    decoder |= {"num_heads": 3, "num_kv_heads": 3, "head_dim": 32}
+    causal = {"Train.model": "@DecoderConfig()", "Stream.objective": "@CausalLM()"}
+    causal |= {"Stream.target_length": 128}
+    causal |= {f"DecoderConfig.{name}": value for name, value in decoder.items()}
+    yield train("causal", "quickstart", 1000, CORPUS=at / "train", **causal)
+    judged = {"Judge.strengths": "(0.5, 1.0)", "Judge.workers": 1, "MAX_TOKENS": 320}
+    yield pruning(
+        "examples",
+        "judge",
+        "score/judge.gin",
+        "examples",
+        CORPUS=at / "train",
+        EXAMPLES=4000,
+        **judged,
+    )
+    answers = {"MODEL": at / "span", "EXAMPLES": at / "examples", "INPUT_LENGTH": 320}
+    answers |= {"BATCH_SIZE": 16, "LEARNING_RATE": 0.002}
+    yield train("judge", "judge", 500, **answers)
+
+    # Scores.
+    mixed = {"CORPUS": at / "mixed"}
+    rows = mixed | {"ROW_LENGTH": 512, "BATCH_ROWS": 8, "DTYPE": "float32"}
+    window = {"WINDOW": 128, "OVERLAP": 32, "MAX_TOKENS": 320}
+    for name in LIKELIHOODS:
+        estimator = "span" if name == "reference" else name
+        settings = {"MODEL": at / name, "ESTIMATOR": estimator} | rows | window
+        yield pruning(f"nll {name}", "score", "score/likelihood.gin", f"nll_{name}", **settings)
+    asked = {"MODEL": at / "judge", "MAX_TOKENS": 320} | rows
+    yield pruning("Ask-LLM", "score", "score/ask_llm.gin", "ask_llm", **asked)
+    embedded = {"MODEL": at / "span", "MAX_TOKENS": 320} | rows
+    yield pruning("embedding", "score", "score/embedding.gin", "embedding", **embedded)
+    stored = mixed | {"EMBEDDINGS": at / "embedding"}
+    yield pruning(
+        "density",
+        "density",
+        "score/density.gin",
+        "density",
+        HASHES_PER_ROW=4,
+        BANDWIDTH=0.5,
+        **stored,
+    )
+    yield pruning("clusters", "kmeans", "score/kmeans.gin", "clusters", CLUSTERS=30, **stored)
+    twins = stored | {"CLUSTERS": at / "clusters"}
+    yield pruning("SemDeDup", "semdedup", "score/semdedup.gin", "twins", **twins)
+    yield pruning("entropy", "entropy", "score/entropy.gin", "entropy", **mixed)
+    yield pruning("DSIR", "dsir", "score/dsir.gin", "dsir", TARGET=at / "good", **mixed)
+    yield pruning(
+        "classifier", "classifier", "score/classifier.gin", "quality", GOOD=at / "good", **mixed
+    )
+    yield pruning(
+        "student", "distill", "score/distill.gin", "student", TEACHER=at / "ask_llm", **mixed
+    )
+
+
+def run(name: str, command: list[str], at: Path) -> None:
+    started = time.perf_counter()
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    with (at / "log.txt").open("a") as log:
+        log.write(" ".join(["python", *command]) + "\n")
+        log.flush()
+        found = subprocess.run(
+            [sys.executable, *command], cwd=REPOSITORY, env=environment, stdout=log, stderr=log
+        )
+    if found.returncode:
+        lines = (at / "log.txt").read_text().splitlines()
+        raise SystemExit("\n".join([f"{name} failed:", *lines[-15:]]))
+    print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# The table
+
+
+def columns(at: Path) -> tuple[Columns, np.ndarray]:
+    """Scores by name, float64 [documents], NaN where there is none; and where each is from."""
+    from pruning import artefact
+
+    corpus = artefact.load(at / "mixed", "corpus")
+
+    def read(scores: str, column: str) -> np.ndarray:
+        found = artefact.load(at / scores, "scores")
+        artefact.require_input(found, "corpus", corpus)
+        parts = [found.read(k, [column])[column].to_numpy() for k in range(found.num_shards)]
+        return np.concatenate(parts).astype(np.float64)
+
+    values = {
+        name: read(scores, column)
+        for scores, names in SCORES.items()
+        for column, name in names.items()
+    }
+    for name in LIKELIHOODS:
+        values[name] = read(f"nll_{name}", "nll") / read(f"nll_{name}", "n_scored_tokens")
+    values["total"] = read("nll_span", "nll")
+    sources = [corpus.read(k, ["source"])["source"].to_pylist() for k in range(corpus.num_shards)]
+    return values, np.asarray([source for shard in sources for source in shard])
+
+
+def table(at: Path) -> str:
+    """AUCs, as a table in Markdown."""
+    from pruning.damage import STRENGTHS
+    from pruning.ngrams.classifier import auc
+
+    values, source = columns(at)
+    strength = np.asarray([float(s.partition("@")[2] or 0) for s in source])
+    kind = np.asarray([s.partition("@")[0] for s in source])
+
+    def cell(preference: np.ndarray, good: np.ndarray, bad: np.ndarray) -> str:
+        known = np.isfinite(preference)
+        return f"{auc(preference[good & known], preference[bad & known]):.2f}"
+
+    whole = source == "whole"
+    bad = {"raw page": source == "raw page"}
+    bad |= {f"damage {s}": strength == s for s in STRENGTHS}
+    bad |= {k.replace("_", " "): (kind == k) & (strength >= 0.5) for k in KINDS}
+    lines = [f"| sampler | {' | '.join(bad)} |", "|---" * (len(bad) + 1) + "|"]
+    for name, of in SAMPLERS.items():
+        with np.errstate(invalid="ignore"):
+            preference = of(values)
+        cells = [
+            cell(preference, source == "main text" if name == "raw page" else whole, rows)
+            for name, rows in bad.items()
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    sizes = " | ".join(str(int(rows.sum())) for rows in bad.values())
+    return "\n".join([*lines, f"| documents | {sizes} |"])
+
+
+if __name__ == "__main__":
+    main()
