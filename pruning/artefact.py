@@ -8,6 +8,7 @@
       unfinished/                    only while the work goes on
         plan.json                    the configuration that the finished shards were made with
         data-00000-of-00016.json     the record of a finished shard
+        worker-00001-of-00016.json   who has a shard in hand, or failed on it: see heartbeat.py
 
 Choices
 - A shard exists when its record does. The data file is written under a temporary name and renamed,
@@ -31,6 +32,7 @@ import io
 import json
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -41,6 +43,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
+
+from pruning import heartbeat
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -379,13 +383,16 @@ class ShardWriter:
       measured: seconds and the like; kept apart from the manifest.
     """
 
-    def __init__(self, sink: _HashingFile, schema: pa.Schema):
+    def __init__(
+        self, sink: _HashingFile, schema: pa.Schema, encoding: Mapping[str, Any] | None = None
+    ):
+        """`encoding`: further settings of `pyarrow.parquet.ParquetWriter`."""
         self.tokens = 0
         self.counts: Counts = {}
         self.measured: dict[str, float] = {}
         self.rows = 0
         self._schema = schema
-        self._writer = pq.ParquetWriter(sink, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(sink, schema, compression="zstd", **encoding or {})
 
     def write(self, table: pa.Table | Mapping[str, Any], row_group_size: int | None = None) -> None:
         """Appends rows: an Arrow table, or columns (arrays, lists) that fit the schema."""
@@ -431,6 +438,11 @@ class Build:
       num_shards: how many data files there will be; the shards of a score set and of a selection
         are those of the corpus.
       schema: of the rows.
+      encoding: how Parquet is to write them, where its defaults do not suit: further arguments of
+        `pyarrow.parquet.ParquetWriter`.
+
+    Attributes:
+      heartbeat: of a stage that tells how it does itself; the others are told of shard by shard.
 
     Raises:
       ConfigurationChanged: the directory holds work done with another configuration or inputs.
@@ -453,6 +465,7 @@ class Build:
         inputs: Mapping[str, Artefact],
         num_shards: int,
         schema: pa.Schema,
+        encoding: Mapping[str, Any] | None = None,
     ):
         self.path = epath.Path(path)
         self.kind = kind
@@ -460,6 +473,8 @@ class Build:
         self.inputs = {name: artefact.as_input() for name, artefact in inputs.items()}
         self.num_shards = num_shards
         self.schema = schema
+        self.encoding = encoding
+        self.heartbeat: heartbeat.Heartbeat | None = None
         self._files: dict[str, str] = {}
         self._claim()
 
@@ -531,8 +546,11 @@ class Build:
     @contextlib.contextmanager
     def shard(self, shard: int) -> Iterator[ShardWriter]:
         """Writes shard number `shard`: it comes into being when the block ends without an error."""
-        with self._shard(shard, "parquet", lambda sink: ShardWriter(sink, self.schema)) as writer:
+        with self._shard(shard, "parquet", self._parquet_writer) as writer:
             yield writer
+
+    def _parquet_writer(self, sink: _HashingFile) -> ShardWriter:
+        return ShardWriter(sink, self.schema, self.encoding)
 
     @contextlib.contextmanager
     def bytes_shard(self, shard: int, suffix: str) -> Iterator[BytesWriter]:
@@ -543,22 +561,36 @@ class Build:
     @contextlib.contextmanager
     def _shard(self, shard: int, suffix: str, open_writer: Callable[..., Any]) -> Iterator[Any]:
         file = f"{self._name(shard)}.{suffix}"
-        with atomic_file(self.path / file) as sink:
-            writer = open_writer(sink)
-            try:
-                yield writer
-            except BaseException:
-                sink.discard()  # what the Parquet writer still wants to say goes nowhere
+        started = time.time()
+        with contextlib.ExitStack() as stack:
+            beat = self.heartbeat
+            if beat is None:
+                beat = stack.enter_context(
+                    heartbeat.Heartbeat(self.path / UNFINISHED, self.num_shards)
+                )
+                beat.on(shard, "writes")
+            with atomic_file(self.path / file) as sink:
+                writer = open_writer(sink)
+                if self.heartbeat is None:
+                    beat.on(shard, "writes", lambda: {"done": writer.rows, "unit": "rows"})
+                try:
+                    yield writer
+                except BaseException:
+                    sink.discard()  # what the Parquet writer still wants to say goes nowhere
+                    writer.close()
+                    raise
                 writer.close()
-                raise
-            writer.close()
-        record = ShardRecord(file, writer.rows, int(writer.tokens), sink.hexdigest())
-        value = {
-            "shard": dataclasses.asdict(record),
-            "counts": writer.counts,
-            "measured": writer.measured,
-        }
-        write_text(self._record(shard), _pretty(value))
+            record = ShardRecord(file, writer.rows, int(writer.tokens), sink.hexdigest())
+            value = {
+                "shard": dataclasses.asdict(record),
+                "counts": writer.counts,
+                "measured": writer.measured,
+                "began": started,
+                "ended": time.time(),
+            }
+            # Before the record: with the last one somebody may clear the directory.
+            beat.off(shard)
+            write_text(self._record(shard), _pretty(value))
 
     def write_file(self, name: str, content: bytes) -> None:
         """Writes a file of the artefact's own; call it before `finish`, in every process alike."""
