@@ -45,6 +45,12 @@ STAGES = {
         "--gin.Distill.corpus=runs/corpus --gin.Distill.teacher=runs/ask_llm "
         "--gin.Distill.output=runs/student",
     ),
+    "distill_encoder": Command(
+        "pruning.scorers.student",
+        "teach a T5 encoder a costly scorer's scores; `score` then scores with it",
+        "--gin_file=configs/score/distill_encoder.gin --gin.CORPUS=runs/corpus "
+        "--gin.TEACHER=runs/ask_llm --gin.OUTPUT=runs/student",
+    ),
     "classifier": Command(
         "pruning.ngrams.classifier",
         "score documents by their likeness to good ones",
@@ -87,17 +93,27 @@ STAGES = {
 }
 
 
+# Stages that need no accelerator and map a function over shards: see parallel.py.
+ON_SHARDS = ("ingest", "judge", "entropy", "classifier", "dsir", "export")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     given, rest = _parser(command.explained(arguments)).parse_known_args(arguments)
-    work = _inspect if given.command == "inspect" else _run
+    work = {"inspect": _inspect, "status": _status}.get(given.command, _run)
     return command.status(lambda: work(given, rest))
 
 
 def _run(given: argparse.Namespace, rest: Sequence[str]) -> int:
     stage, config = STAGES[given.command].load(given, rest)
-    artefact = stage.run(config)
+    if given.command in ON_SHARDS:
+        from pruning import parallel
+
+        with parallel.using(given.runner, given.beam_pipeline_options):
+            artefact = stage.run(config)
+    else:
+        artefact = stage.run(config)
     if artefact is not None:  # else other workers are still at it
         made = artefact.manifest
         size = f"{made.rows:,} rows" + (f", {made.tokens:,} tokens" if made.tokens else "")
@@ -115,6 +131,22 @@ def _inspect(given: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _status(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest:
+        raise SystemExit(f"status: unknown argument {rest[0]!r}")
+    import time
+
+    from pruning import status
+
+    clear = "\x1b[H\x1b[J" if given.watch and sys.stdout.isatty() else ""
+    while True:
+        shown = [line for path in given.paths for line in status.lines(path)]
+        print(clear + "\n".join(shown), flush=True)
+        if not given.watch or all(map(status.is_finished, given.paths)):
+            return 0
+        time.sleep(given.watch)
+
+
 def _parser(explained: str | None) -> argparse.ArgumentParser:
     """Args: explained: the command whose settings the help will show."""
     parser = argparse.ArgumentParser(
@@ -125,7 +157,20 @@ def _parser(explained: str | None) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, stage in STAGES.items():
-        command.add(commands, parser.prog, name, stage, name == explained)
+        added = command.add(commands, parser.prog, name, stage, name == explained)
+        if name in ON_SHARDS:
+            added.add_argument(
+                "--runner",
+                choices=("local", "beam"),
+                default="local",
+                help="what maps the shards: processes of this machine, or Apache Beam",
+            )
+            added.add_argument(
+                "--beam_pipeline_options",
+                default="",
+                metavar="NAME=VALUE,...",
+                help="for Beam, such as runner=DataflowRunner,project=mine,region=us-east1",
+            )
     inspect = commands.add_parser(
         "inspect",
         help="show what an artefact is and holds, finished or not",
@@ -135,6 +180,21 @@ def _parser(explained: str | None) -> argparse.ArgumentParser:
     inspect.add_argument("--rows", type=int, default=3, help="how many rows to show (default: 3)")
     inspect.add_argument("--shard", type=int, default=0, help="of which shard (default: 0)")
     inspect.add_argument("--verify", action="store_true", help="read every file, compare checksums")
+    status = commands.add_parser(
+        "status",
+        help="show how far work is: what is done, who runs, what failed, how long is left",
+        description="Show how far unfinished work is, from its directory alone, and what finished "
+        "work took.",
+    )
+    status.add_argument("paths", nargs="+", metavar="path", help="directories of artefacts")
+    status.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=5.0,
+        metavar="SECONDS",
+        help="look again every so many seconds (5), until all is finished",
+    )
     return parser
 
 

@@ -1,25 +1,42 @@
-"""Shards over local processes: the runner of the stages that need no accelerator.
+"""Shards over processes or over a cluster: the runners of the stages that need no accelerator.
 
     run_shards(partial(ingest_shard, plan), build.pending(), workers=8, on_report=show)
 
+    python -m pruning ingest --runner=beam --beam_pipeline_options=runner=DataflowRunner,project=...
+
 Choices
-- The work is one function of a shard's number that writes its own result: nothing but numbers for
-  the progress line comes back. Another launcher (Beam, Slurm arrays) can map the same function.
+- The work is one pure function of a shard's number that writes its own result, whole or not at all:
+  nothing but numbers for the progress line comes back. Whoever maps it, the bytes are the same, and
+  a shard that a cluster runs twice is written twice with the same content.
+- Which runner maps it is said once for the process (`using`), by the command line: stages do not
+  know it. Local processes are the default; Apache Beam (Dataflow, Flink, Spark) is an extra.
+
+Local processes
 - A worker asks for a shard when it is free, so one long shard holds up nobody.
 - Processes are spawned, not forked: a fork copies the locks of threads that it does not copy.
 - A worker that dies, of lack of memory for instance, is an error and not an endless wait; a worker
   whose parent dies ends itself.
+
+Beam
+- Input and output must be where every worker reaches them; the plan of the stage, pickled, is all
+  that is sent. What is reported comes back as Beam's counters.
+- An error that the work raises comes out as itself where the runner hands on its words, as the
+  DirectRunner does; Beam repeats failing work first, by its runner's own rules.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
@@ -29,22 +46,56 @@ Report = Callable[[int, int], None]
 Work = Callable[[int, Report], None]
 
 
+RUNNERS = ("local", "beam")
+
+
 class WorkerDied(RuntimeError):
     """A process ended in the middle of a shard."""
 
 
+class BeamError(RuntimeError):
+    """A Beam pipeline could not be run, or failed."""
+
+
+_runner: str = RUNNERS[0]
+_beam_options: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def using(runner: str, beam_options: str = "") -> Iterator[None]:
+    """Within the block, `run_shards` uses this runner.
+
+    Args:
+      runner: one of RUNNERS.
+      beam_options: Beam's pipeline options, "name=value,flag,name=value".
+    """
+    global _runner, _beam_options
+    before = _runner, _beam_options
+    given = (option.strip().removeprefix("--") for option in beam_options.split(","))
+    _runner, _beam_options = runner, tuple(f"--{option}" for option in given if option)
+    try:
+        yield
+    finally:
+        _runner, _beam_options = before
+
+
 def run_shards(work: Work, shards: Sequence[int], workers: int, on_report: Report) -> None:
-    """Calls `work(shard, report)` for every shard, in `workers` processes.
+    """Calls `work(shard, report)` for every shard, in `workers` processes or on Beam.
 
     Args:
       work: a function at the top of a module, or a `functools.partial` of one.
       shards: their numbers, taken in this order.
-      workers: 0 for one per CPU; with 1, or one shard, all happens in this process.
+      workers: local processes. 0 for one per CPU; with 1, or one shard, all happens in this one.
       on_report: is called in this process with what the work reports.
 
     Raises:
       WorkerDied: a process was killed. What the work itself raises is raised here.
+      BeamError: the pipeline failed for another reason.
     """
+    if _runner == "beam":
+        if shards:
+            _run_on_beam(work, shards, on_report)
+        return
     workers = min(workers or available_cpus(), len(shards))
     if workers <= 1:
         for shard in shards:
@@ -138,3 +189,94 @@ def _obituary(shard: int | None, exitcode: int | None) -> str:
         f"a worker {how} {where}. With signal 9 the machine was likely out of memory: use fewer "
         "workers. Run the same command again, it will go on."
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# Beam
+
+_LOOK_EVERY = 10_000  # milliseconds between two looks at the counters
+_SPACE = "winnow"  # of the counters
+_MARK = "winnow-error:"
+_MARKED = re.compile(re.escape(_MARK) + r"([0-9a-f]+):end")
+
+
+def _run_on_beam(work: Work, shards: Sequence[int], on_report: Report) -> None:
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners.runner import PipelineState
+    except ImportError as error:
+        raise BeamError(
+            f"--runner=beam needs Apache Beam ({error}): install winnow-lm[beam]."
+        ) from error
+
+    pipeline = beam.Pipeline(options=PipelineOptions(list(_beam_options)))
+    (
+        pipeline
+        | "Shards" >> beam.Create(list(shards))
+        | "Spread" >> beam.Reshuffle()
+        | "Work" >> beam.Map(_on_worker, pickle.dumps(work))
+    )
+    told = {"amount": 0, "documents": 0}
+
+    def report(result: object) -> None:
+        now = dict(told)
+        for counter in result.metrics().query()["counters"]:  # type: ignore[attr-defined]
+            name = counter.key.metric.name
+            if counter.key.metric.namespace == _SPACE and name in now:
+                now[name] = max(now[name], counter.result or 0)
+        if now != told:
+            on_report(now["amount"] - told["amount"], now["documents"] - told["documents"])
+            told.update(now)
+
+    try:
+        result = pipeline.run()
+        state = result.state
+        while not PipelineState.is_terminal(state):
+            state = result.wait_until_finish(duration=_LOOK_EVERY) or result.state
+            report(result)
+        report(result)
+    except Exception as error:
+        raise _as_raised(error) from error
+    if state != PipelineState.DONE:
+        raise BeamError(
+            f"the Beam pipeline ended as {state}: its runner's log says why. Run the same command "
+            "again, it will go on."
+        )
+
+
+def _on_worker(shard: int, pickled: bytes) -> int:
+    """One shard, in whatever process Beam has for it."""
+    from apache_beam.metrics import Metrics
+
+    amount, documents = (Metrics.counter(_SPACE, name) for name in ("amount", "documents"))
+
+    def report(more: int, more_documents: int) -> None:
+        amount.inc(more)
+        documents.inc(more_documents)
+
+    work: Work = pickle.loads(pickled)
+    try:
+        work(shard, report)
+    except Exception as error:
+        # NOTE: runners hand on an error's words at most. These say of which class it was.
+        of = {"module": type(error).__module__, "name": type(error).__qualname__}
+        words = json.dumps({**of, "message": str(error), "errno": getattr(error, "errno", None)})
+        raise RuntimeError(f"{error} {_MARK}{words.encode().hex()}:end") from error
+    return shard
+
+
+def _as_raised(error: Exception) -> Exception:
+    """What the work raised, from what the runner says of it."""
+    if not (found := _MARKED.search(str(error))):
+        return BeamError(f"the Beam pipeline failed: {error}")
+    said = json.loads(bytes.fromhex(found[1]))
+    # Only errors of the system or our own: whatever else stands there is just said.
+    if said["module"] == "builtins" or said["module"].split(".")[0] in ("pruning", "models"):
+        kind = getattr(importlib.import_module(said["module"]), said["name"], None)
+        if isinstance(kind, type) and issubclass(kind, OSError) and said["errno"] is not None:
+            return kind(said["errno"], said["message"])
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            with contextlib.suppress(Exception):
+                return kind(said["message"])
+    return BeamError(f"{said['name']}: {said['message']}")
