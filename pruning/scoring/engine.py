@@ -35,6 +35,7 @@ from pruning.artefact import Artefact, Build, Counts, config_of
 from pruning.scorers.ask_llm import AskLLM
 from pruning.scorers.embedding import Embedding
 from pruning.scorers.likelihood import Likelihood
+from pruning.scorers.student import Student
 from pruning.scoring import pipeline
 from pruning.scoring.batches import Ask, Batch, Chunk, Reader, schema_of
 from pruning.vocabulary import Vocabulary, VocabularyError, require_same
@@ -57,7 +58,7 @@ class ScoreConfig:
     Attributes:
       corpus: the corpus to score.
       output: the score set's directory.
-      scorer: what is asked: `@AskLLM()`, `@Likelihood()` or `@Embedding()`.
+      scorer: what is asked: `@AskLLM()`, `@Likelihood()`, `@Embedding()` or `@Student()`.
       model: whatever `models.weights.load` takes: a directory, a training run, a hub name. For a
         dry run a published shape will do, such as "flan_t5_xl".
       row_length: positions of a packed row; longer rows waste less on padding, more on attention.
@@ -75,7 +76,7 @@ class ScoreConfig:
 
     corpus: str
     output: str
-    scorer: AskLLM | Likelihood | Embedding
+    scorer: AskLLM | Likelihood | Embedding | Student
     model: str
     row_length: int = 1024
     batch_rows: int = 16
@@ -96,6 +97,7 @@ CONFIGURABLES: dict[str, type] = {
     "AskLLM": AskLLM,
     "Likelihood": Likelihood,
     "Embedding": Embedding,
+    "Student": Student,
 }
 
 
