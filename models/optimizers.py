@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 Schedule = Callable[[Any], Any]
 
@@ -256,7 +257,7 @@ class AdamW:
     weight_decay: float = 0.1
 
     def build(self, axes: Any) -> optax.GradientTransformation:
-        decayed = jax.tree.map(_is_matrix, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        decayed = _over_names(_is_matrix, axes)
         return optax.adamw(
             self.schedule,
             b1=self.beta1,
@@ -267,6 +268,53 @@ class AdamW:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Muon:
+    """Muon (Jordan 2024): orthogonalised momentum for matrices; Adam for everything else.
+
+    Each layer of a stack is orthogonalised by itself. Embeddings, output kernels and tables of
+    positions are Adam's, as vectors are. Updates are scaled to AdamW's usual size (Liu et al. 2025,
+    arXiv:2502.16982, equation 4), so that one rate and one weight decay serve both.
+
+    Attributes:
+      schedule: @WarmupCosine(), @WarmupLinear(), @Constant() or @InverseSquareRoot().
+      beta: decay of the running mean of gradients, taken with Nesterov's correction.
+      update_rms: root mean square of a matrix's update, before the learning rate.
+      beta1, beta2, epsilon: of Adam.
+      weight_decay: times the learning rate, of matrices only.
+    """
+
+    schedule: Any = Constant()
+    beta: float = 0.95
+    update_rms: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+
+    def build(self, axes: Any) -> optax.GradientTransformation:
+        def dimensions(names: tuple[str | None, ...]) -> Any:
+            whole = {"vocab", "positions", "relpos_buckets"} & set(names)
+            if whole or not _is_matrix(names):
+                return None
+            return optax.contrib.MuonDimensionNumbers(-2, -1)  # the rest are layers, one by one
+
+        return optax.contrib.muon(
+            self.schedule,
+            beta=self.beta,
+            eps=self.epsilon,
+            weight_decay=self.weight_decay,
+            adam_b1=self.beta1,
+            adam_b2=self.beta2,
+            muon_weight_dimension_numbers=_over_names(dimensions, axes),
+            consistent_rms=self.update_rms,
+        )
+
+
+def _over_names(function: Callable, axes: Any) -> Any:
+    return jax.tree.map(function, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
 def _is_matrix(names: tuple[str | None, ...]) -> bool:
     return sum(name != "layers" for name in names) >= 2
 
@@ -275,8 +323,8 @@ def state_axes(state: Any, params: Any, axes: Any) -> Any:
     """Logical axes of every leaf of an optimiser's state, derived from the parameters'.
 
     A leaf belongs to the parameter whose path its own path contains. "v_row" lacks the parameter's
-    last dimension, "v_col" the one before it, any other leaf has its shape; leaves that belong to
-    no parameter (counts) must be scalars.
+    last dimension, "v_col" the one before it, any other leaf has its shape. Leaves outside of all
+    parameters (counts, coefficients) lie whole on every device.
 
     Args:
         state: tree of arrays or shapes, as from `jax.eval_shape(optimizer.init, params)`.
@@ -298,8 +346,8 @@ def state_axes(state: Any, params: Any, axes: Any) -> Any:
 
     def leaf_axes(path: Any, leaf: Any) -> tuple[str | None, ...]:
         names = _names(path)
-        if leaf.shape == ():
-            return ()
+        if not names or leaf.shape == ():
+            return (None,) * len(leaf.shape)
         for slot, kept in (("v_row", _without_last), ("v_col", _without_second_last)):
             if names[-1] == slot and names[:-1] in known:
                 shape, parameter_axes = known[names[:-1]]

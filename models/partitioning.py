@@ -5,6 +5,11 @@
   of mesh, not of model.
 - The mesh has three axes. `data` holds copies, `fsdp` holds slices of the parameters and of the
   batch, `tensor` splits heads, the feed-forward width and the vocabulary.
+- Slices that only a network joins divide the outer part of `data`: it alone has nothing to send but
+  one sum of gradients a step.
+- What `tensor` leaves whole, norms, dropout and the residual stream between two products, can be
+  split along the length instead: `RULES | SEQUENCE`. It divides their memory by `tensor` and turns
+  an all-reduce into a reduce-scatter and an all-gather of the same bytes.
 - The mesh axes are of type Auto: the compiler propagates shardings, and `constrain` pins the few
   activations where it would otherwise choose badly.
 - A dimension that its mesh axes do not divide stays whole, and that is reported once. Vectors (norm
@@ -21,6 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Axes = tuple[str | None, ...]
@@ -46,6 +52,9 @@ RULES: Rules = {
     "length": (),
 }
 
+# Added to the rules: lengths take what no other dimension of an activation does.
+SEQUENCE: Rules = {"length": ("tensor",)}
+
 
 class MeshError(ValueError):
     """A mesh does not fit the devices, or a batch does not fit the mesh."""
@@ -65,8 +74,11 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
             default `data` is -1 and the others 1.
         devices: the devices to use; all of them (`jax.devices()`) by default.
 
+    Where the devices are of several slices, each slice is a block of its own along `data`.
+
     Raises:
-        MeshError: unknown axis, two -1, or sizes whose product is not the number of devices.
+        MeshError: unknown axis, two -1, sizes whose product is not the number of devices, or a size
+            of `data` that the number of slices does not divide.
     """
     axes = dict(axes or {})
     if unknown := sorted(set(axes) - set(MESH_AXES)):
@@ -81,9 +93,35 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
             "or one axis -1 to take what remains"
         )
     sizes |= {name: len(devices) // given for name in wild}
-    return jax.make_mesh(
-        tuple(sizes.values()), MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, types, devices=devices)
+    if sizes["data"] % slices:
+        raise MeshError(
+            f"mesh {sizes}: `data` must be a multiple of the {slices} slices, so that `fsdp` and "
+            "`tensor` stay within one"
+        )
+    within = tuple((sizes | {"data": sizes["data"] // slices}).values())
+    grid = mesh_utils.create_hybrid_device_mesh(
+        within, (slices, 1, 1), devices, allow_split_physical_axes=True
     )
+    return Mesh(grid, MESH_AXES, axis_types=types)
+
+
+def override(rules: Rules, changes: Rules) -> Rules:
+    """`rules` with some of them replaced: `override(RULES, SEQUENCE)`.
+
+    Raises:
+        ValueError: an axis that no model has or no mesh has, or "batch": batches are read by it.
+    """
+    for name, target in changes.items():
+        if name not in rules or name == "batch":
+            known = sorted(set(rules) - {"batch"})
+            raise ValueError(f"no rule for {name!r} to replace; there are: {', '.join(known)}")
+        if unknown := sorted(set(target) - set(MESH_AXES)):
+            raise ValueError(f"rule for {name!r}: the mesh has no axes {unknown}")
+    return {**rules, **{name: tuple(target) for name, target in changes.items()}}
 
 
 @contextlib.contextmanager
@@ -100,7 +138,8 @@ def sharding_of(
     """The sharding of an array whose dimensions bear the logical names `axes`.
 
     Each mesh axis serves one dimension: where two ask for the same, the first has it. So in an
-    activation's ("batch", "length", "embed"), "embed" is whole, `fsdp` being taken by "batch".
+    activation's ("batch", "length", "embed"), "embed" is whole, `fsdp` being taken by "batch". Only
+    "length" comes last wherever it stands: heads and features go before it.
 
     Args:
         axes: one name per dimension; None is never split.
@@ -258,8 +297,8 @@ def _partition_spec(
     axes: Axes, mesh: Any, rules: Rules, shape: Sequence[int] | None
 ) -> PartitionSpec:
     taken: set[str] = set()
-    spec: list[tuple[str, ...] | str | None] = []
-    for dimension, name in enumerate(axes):
+    spec: list[tuple[str, ...] | str | None] = [None] * len(axes)
+    for dimension, name in sorted(enumerate(axes), key=lambda item: item[1] == "length"):
         if name is not None and name not in rules:
             raise ValueError(f"no rule for the logical axis {name!r}; known: {sorted(rules)}")
         wanted = rules[name] if name is not None else ()
@@ -269,7 +308,7 @@ def _partition_spec(
             _report_whole(name, shape[dimension], target, parts)
             target = ()
         taken.update(target)
-        spec.append(target[0] if len(target) == 1 else target or None)
+        spec[dimension] = target[0] if len(target) == 1 else target or None
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)

@@ -5,6 +5,7 @@
   as flags or in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 - Compiled programs are cached on disk, keyed by program, compiler and flags: the second run of the
   same shape starts without compiling.
+- SIGUSR1 asks a process to record its next steps for the profiler (`Profiler`).
 - SIGTERM asks to stop at the next step. All processes of a job agree on the step, whichever of them
   was told. A stopped job exits with EX_TEMPFAIL (75): launchers restart on it, and it goes on.
 - Command lines import this module before they know what they are asked for: jax comes in inside
@@ -96,3 +97,69 @@ class StopSignal:
         if jax.process_count() == 1:
             return self._received
         return multihost_utils.reached_preemption_sync_point(step)
+
+
+class Profiler:
+    """Records steps in `directory`, for TensorBoard's or Perfetto's profile view.
+
+    Those of `steps`, and the next `ON_DEMAND` whenever the process gets SIGUSR1.
+
+    with Profiler(directory, steps=(100, 105)) as profiler:
+        for step in range(...):
+            profiler.before(step)
+            state = work(state)
+            profiler.after(step + 1, state)
+    """
+
+    ON_DEMAND = 5
+
+    def __init__(self, directory: str | os.PathLike, steps: tuple[int, int] | None = None) -> None:
+        """`steps`: (first, last); recorded are the steps after `first` up to and with `last`."""
+        self._directory = os.fspath(directory)
+        self._steps = steps
+        self._until: int | None = None  # the step with which the recording under way ends
+        self._asked = False
+        self._previous: object = None
+
+    def __enter__(self) -> Profiler:
+        self._previous = signal.signal(signal.SIGUSR1, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGUSR1, self._previous)  # type: ignore[arg-type]
+        self._stop()
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+
+    def before(self, done: int) -> None:
+        """Call it before each step; `done`: how many there were before it."""
+        import jax
+
+        if self._until is not None:
+            return
+        if self._steps is not None and self._steps[0] <= done < self._steps[1]:
+            self._until = self._steps[1]
+        elif self._asked:
+            self._until = done + self.ON_DEMAND
+        else:
+            return
+        self._asked = False
+        jax.profiler.start_trace(self._directory)
+
+    def after(self, done: int, result: object) -> None:
+        """Call it after each step; `result`: arrays that the step gives."""
+        import jax
+
+        if self._until is not None and done >= self._until:
+            jax.block_until_ready(result)
+            self._stop()
+
+    def _stop(self) -> None:
+        import jax
+
+        if self._until is not None:
+            self._until = None
+            jax.profiler.stop_trace()

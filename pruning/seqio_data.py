@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pruning.vocabulary import Vocabulary
+
 
 @dataclasses.dataclass(frozen=True)
 class SeqioConfig:
@@ -56,7 +58,12 @@ class SeqioConfig:
 
 
 class SeqioBatches:
-    """An open task or mixture; it repeats for ever."""
+    """An open task or mixture; it repeats for ever.
+
+    Attributes:
+      token_bytes: int32 [ids], the bytes of text that each id of the targets stands for; None where
+        seqio's vocabulary is neither SentencePiece nor bytes.
+    """
 
     def __init__(self, config: SeqioConfig, process_index: int, process_count: int):
         import seqio
@@ -72,6 +79,8 @@ class SeqioBatches:
                 f"no seqio task or mixture {config.mixture_or_task!r} is registered: name the "
                 f"module that registers it in Seqio.modules (now {list(config.modules)})"
             )
+        task = seqio.get_mixture_or_task(config.mixture_or_task)
+        self.token_bytes = _token_bytes(task.output_features["targets"].vocabulary)
         self._config = config
         self._shard = seqio.ShardInfo(process_index, process_count)
         self._iterator: Iterator[dict[str, Any]] = iter(())
@@ -108,3 +117,15 @@ class SeqioBatches:
         )
         rows = config.batch_size // self._shard.num_shards
         return dataset.batch(rows, drop_remainder=True).skip(step).prefetch(2).as_numpy_iterator()
+
+
+def _token_bytes(vocabulary: Any) -> np.ndarray | None:
+    import seqio
+
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        same = Vocabulary("sentencepiece", vocabulary.sp_model, vocabulary.extra_ids)
+    elif isinstance(vocabulary, seqio.ByteVocabulary):
+        same = Vocabulary("bytes", b"", vocabulary.extra_ids)
+    else:
+        return None
+    return same.token_bytes()

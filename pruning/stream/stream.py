@@ -276,6 +276,7 @@ class Batches:
     Attributes:
       inputs: name -> path and digest of what the examples are made of.
       num_batches: how many there are in an epoch, for evaluation; training goes on without end.
+      token_bytes: int32 [ids], the bytes of text that each id stands for.
     """
 
     def __init__(
@@ -291,6 +292,7 @@ class Batches:
         self.stream = stream
         self.inputs = stream.inputs
         self.num_batches = max(1, stream.examples_per_epoch // batch_size)
+        self.token_bytes = stream.corpus.vocabulary.token_bytes()
         self._batch_size = batch_size
         self._rows = batch_size // process_count
         self._first = process_index * self._rows
