@@ -15,6 +15,11 @@ COMMANDS = {
         "perplexity and bits per byte of a model on held-out documents",
         "--gin_file=configs/evaluate/perplexity.gin --gin.MODEL=runs/t5 --gin.CORPUS=runs/held_out",
     ),
+    "scores": Command(
+        "evaluation.score_report",
+        "compare score sets: rank agreement, length, documents at each decile",
+        "--gin_file=configs/evaluate/scores.gin --gin.CORPUS=runs/c4/corpus",
+    ),
     "study": Command(
         "evaluation.study",
         "score, select, train and evaluate over a whole grid, and write the report",
