@@ -38,7 +38,10 @@ def begin(
 ) -> Build:
     """Claims the directory of a score set of `corpus`."""
     inputs = {"corpus": corpus.artefact, **inputs}
-    return Build(output, KIND, identity, inputs, corpus.num_shards, schema_of(columns))
+    schema = schema_of(columns)
+    return Build(
+        output, KIND, identity, inputs, corpus.num_shards, schema, artefact.numbers(schema)
+    )
 
 
 def write(

@@ -137,6 +137,7 @@ def run(config: ScoreConfig) -> Artefact | None:
     windows = estimate.windows_of(prepared, lengths)
     row_lengths = estimate.choose_row_lengths(prepared, costs, windows, config.row_length)
 
+    schema = schema_of(prepared.columns)
     build = Build(
         config.output,
         KIND,
@@ -148,7 +149,8 @@ def run(config: ScoreConfig) -> Artefact | None:
         },
         {"corpus": corpus.artefact} | ({} if within is None else {"within": within}),
         corpus.num_shards,
-        schema_of(prepared.columns),
+        schema,
+        artefact.numbers(schema),
     )
     worker = jax.process_index() if config.worker is None else config.worker
     workers = jax.process_count() if config.workers is None else config.workers

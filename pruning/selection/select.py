@@ -63,7 +63,13 @@ def run(config: SelectConfig) -> Artefact:
     validate(config)
     pool = Pool.open(config)
     build = artefact.Build(
-        config.output, "selection", config.identity, pool.inputs, len(pool.shards), SCHEMA
+        config.output,
+        "selection",
+        config.identity,
+        pool.inputs,
+        len(pool.shards),
+        SCHEMA,
+        artefact.numbers(SCHEMA),
     )
     if build.finished:
         return artefact.load(build.path, "selection")
