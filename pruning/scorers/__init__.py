@@ -40,6 +40,7 @@ EMPTY = "empty"  # no tokens
 TOO_SHORT = "too_short"  # tokens, but none that this scorer could score
 NOT_SELECTED = "not_selected"  # outside of the selection that was to be scored
 NOT_FINITE = "not_finite"  # the model answered NaN or infinity, also when asked alone
+FAILED = "failed"  # the scorer could not make windows of it, also when given it alone
 
 
 class ScoreError(ValueError):

@@ -10,11 +10,14 @@ Choices
 - One document's NaN can reach its neighbours in a row (0 x NaN is NaN). Windows without a finite
   answer are asked again, each alone in its row. What is still not finite has the status
   "not_finite"; its neighbours have their scores.
+- A document that the scorer's host side fails on is found by halving the chunk, named on standard
+  error, and has the status "failed". More than a few are no accident: then the error is raised.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ import pyarrow as pa
 from pruning.artefact import Artefact, ArtefactError, Counts
 from pruning.scorers import (
     EMPTY,
+    FAILED,
     NOT_FINITE,
     NOT_SELECTED,
     OK,
@@ -33,7 +37,7 @@ from pruning.scorers import (
     Prepared,
 )
 from pruning.scoring import packing
-from pruning.scoring.packing import Packing, Windows, offsets_of
+from pruning.scoring.packing import Packing, Windows, offsets_of, ranges
 
 if TYPE_CHECKING:
     from pruning.corpus import Corpus
@@ -46,8 +50,9 @@ CHUNK_TOKENS = 1 << 20
 _READ_DOCUMENTS = 1024  # at a time: a row group of the corpus
 
 _DOUBTFUL = 64  # windows without one finite answer, which are not asked again
+_MOST_FAILED = 16  # documents of a chunk
 
-STATUSES = (OK, EMPTY, TOO_SHORT, NOT_SELECTED, NOT_FINITE)
+STATUSES = (OK, EMPTY, TOO_SHORT, NOT_SELECTED, NOT_FINITE, FAILED)
 _STATUS_TYPE = pa.dictionary(pa.int8(), pa.string())
 
 
@@ -65,6 +70,7 @@ class Chunk:
       shard, last: where it comes from, and whether the shard ends with it.
       doc_ids: int64 [chunk], every document of this stretch of the corpus.
       taken: int64, which of them are to be scored; `documents` are those.
+      failed: int64, which of `documents` the scorer failed on; they have no tokens here.
       windows, packing: of `documents`.
       answers: [rows so far, positions, ...] each, in row order.
     """
@@ -74,6 +80,7 @@ class Chunk:
     doc_ids: np.ndarray
     taken: np.ndarray
     documents: Documents
+    failed: np.ndarray
     windows: Windows
     packing: Packing
     answers: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -208,16 +215,54 @@ class Reader:
             np.concatenate([part.tokens for part in read]),
             offsets_of(np.concatenate([part.lengths for part in read])),
         )
-        windows = self.prepared.windows(documents)
+        ids = np.concatenate(doc_ids)
+        chosen = np.concatenate([t + b for t, b in zip(taken, before[:-1], strict=True)])
+        failed = np.zeros(0, np.int64)
+        try:
+            windows = self.prepared.windows(documents)
+        except Exception as error:
+            failed = np.array(self._failing(documents, ids[chosen], error), np.int64)
+            documents = _without(documents, failed)
+            windows = self.prepared.windows(documents)
         return Chunk(
             shard=shard,
             last=last,
-            doc_ids=np.concatenate(doc_ids),
-            taken=np.concatenate([t + b for t, b in zip(taken, before[:-1], strict=True)]),
+            doc_ids=ids,
+            taken=chosen,
             documents=documents,
+            failed=failed,
             windows=windows,
             packing=packing.pack(windows.lengths, self.row_lengths),
         )
+
+    def _failing(self, documents: Documents, doc_ids: np.ndarray, error: Exception) -> list[int]:
+        """The documents that the scorer fails on by themselves, ascending.
+
+        Raises:
+          Exception: `error`, when it is not a matter of a few documents.
+        """
+        found: list[int] = []
+        waiting = [np.arange(len(documents))]
+        while waiting:
+            some = waiting.pop()
+            try:
+                self.prepared.windows(documents.take(some))
+            except (MemoryError, OSError):
+                raise
+            except Exception as alone:
+                if len(some) > 1:
+                    middle = len(some) // 2
+                    waiting += [some[middle:], some[:middle]]
+                    continue
+                found += some.tolist()
+                if len(found) > _MOST_FAILED or len(found) == len(documents) > 1:
+                    raise error from None
+                print(
+                    f"document {int(doc_ids[some[0]])} of {self.corpus.artefact.path} cannot be "
+                    f'scored and gets the status "{FAILED}": {type(alone).__name__}: {alone}',
+                    file=sys.stderr,
+                )
+        return found
 
     def finish(self, chunk: Chunk, ask: Ask) -> tuple[pa.Table, Counts]:
         """The rows of the score set for a complete chunk, and what is to be counted.
@@ -250,6 +295,7 @@ class Reader:
             of_taken[where] = STATUSES.index(name)
         of_taken[windows.document[bad]] = STATUSES.index(NOT_FINITE)
         of_taken[chunk.documents.lengths == 0] = STATUSES.index(EMPTY)
+        of_taken[chunk.failed] = STATUSES.index(FAILED)
         status[chunk.taken] = of_taken
 
         # Row of `documents` for every document of the chunk; -1 for those without scores.
@@ -297,6 +343,13 @@ class Reader:
             at = packing.ranges(side.offsets[some], side.lengths[some])
             answers[at] = alone.gather(few, np.asarray(ask(rows)))
         return answers, _not_finite(windows, answers)
+
+
+def _without(documents: Documents, which: np.ndarray) -> Documents:
+    """The same documents, some of them without their tokens."""
+    lengths = documents.lengths.copy()
+    lengths[which] = 0
+    return Documents(documents.tokens[ranges(documents.offsets[:-1], lengths)], offsets_of(lengths))
 
 
 def _among(ids: np.ndarray, ascending: np.ndarray) -> np.ndarray:
