@@ -6,7 +6,7 @@ Choices
 - All models are evaluated on the same draws. Differences between two models come out paired: the
   difficulty of the documents, which is most of the variance, cancels.
 - This is the uncertainty of the *evaluation set*. That of the training run (another seed) is not in
-  it; the report says so, and shows several seeds side by side where a study has them.
+  it: significance.py adds it where a study has several seeds.
 """
 
 from __future__ import annotations
@@ -57,5 +57,6 @@ def ratios(
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The central `level` of the resampled values (percentile interval)."""
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    method = "linear" if np.isfinite(samples).all() else "nearest"  # none between infinities
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], method=method)
     return float(low), float(high)

@@ -3,8 +3,10 @@
 Choices
 - Stages are told everything on their command line, so that each can be run by hand.
 - What a study decides it says in the macros that the files in configs/ share: OUTPUT, and as the
-  command has them SIZE, VOCABULARY, CORPUS, WITHIN, LOW, HIGH, SCORES, KEEP, SELECTION, MODEL,
-  EXAMPLES, SEED, COMPILATION_CACHE. A recipe of one's own needs these names.
+  command has them SIZE, VOCABULARY, CORPUS, WITHIN, LOW, HIGH, KEEP, SELECTION, MODEL, EXAMPLES,
+  EXAM, SEED, COMPILATION_CACHE. A recipe of one's own needs these names.
+- What is made on the way (scores, embeddings, clusters, parts, chains) is a list of named stages,
+  each a command with its recipe and its inputs by name: no sampler is known here.
 - A stage needs the makers of the directories that it reads; what nobody in the study makes was
   there before it.
 - Costs are a first guess, corrected while the study runs (scheduler.py).
@@ -24,7 +26,7 @@ from pruning.artefact import MANIFEST, config_of
 from pruning.corpus import load_vocabulary
 
 if TYPE_CHECKING:
-    from evaluation.study import EvaluationPlan, ScorerPlan, StudyConfig
+    from evaluation.study import EvaluationPlan, StudyConfig
 
 PLAN = "plan.json"
 FULL = "full"  # the run on the whole pool
@@ -32,7 +34,10 @@ SENTINELS = 100  # of a vocabulary that is trained here
 
 # What stages take, in seconds, by their sort.
 _COSTS = {"vocabulary": 15, "corpus": 30, "split": 3, "examples": 10, "model": 60, "score": 40}
-_COSTS |= {"select": 3, "train": 40, "perplexity": 12, "report": 15}
+_COSTS |= {"select": 3, "train": 40, "perplexity": 12, "report": 15, "kmeans": 15}
+_COST = 10  # of any other
+_WITHOUT_CORPUS = ("vocabulary", "ingest")  # commands that read none
+_GIVEN = ("vocabulary", "corpus", "pool", "training", "scoring", "judge")  # names of inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +47,15 @@ class Cell:
     sampler: str
     keep_rate: float
     seed: int
+    size: str = ""  # of the model, where it is not the study's own
 
     @property
     def name(self) -> str:
+        return f"{self.selection}-{self.size}" if self.size else self.selection
+
+    @property
+    def selection(self) -> str:
+        """What cells that share a selection have in common."""
         return f"{self.sampler}-{100 * self.keep_rate:g}-seed{self.seed}"
 
 
@@ -72,6 +83,8 @@ class _Planner:
         _validate(config)
         self.config = config
         self.stages: list[Stage] = []
+        self.inputs: dict[str, str] = {}  # by name, where it is: see StagePlan.inputs
+        self._asked: list[str] = []  # stages whose inputs are being looked up
         self.vocabulary_size = _padded(config.vocabulary_size + SENTINELS)  # of the models
 
     def plan(self) -> Plan:
@@ -83,27 +96,29 @@ class _Planner:
             name: self._evaluation(name, item, corpus, vocabulary)
             for name, item in config.evaluations.items()
         }
-        models = self._models(corpus, evaluations)
-        scores = {
-            name: self._scores(name, item, corpus, pool, models)
-            for name, item in config.scorers.items()
+        models = self._models(corpus, pool)
+        self.inputs |= {"vocabulary": vocabulary, "corpus": corpus, "pool": pool, **models}
+        self.inputs |= {name: item["corpus"] for name, item in evaluations.items()}
+        for name in config.stages:
+            self._made(name)
+        selections = {
+            cell.selection: self._selection(cell, corpus)
+            for cell in _cells(config)
+            if not cell.size
         }
         runs = [
-            self._run(cell, corpus, pool, scores, evaluations)
-            for seed in config.seeds
-            for cell in [
-                Cell(FULL, 1.0, seed),
-                *(Cell(name, rate, seed) for rate in config.keep_rates for name in config.samplers),
-            ]
+            self._run(cell, corpus, selections[cell.selection], evaluations)
+            for cell in _cells(config)
         ]
         places = {
             "corpus": corpus,
             "pool": pool,
             "evaluations": evaluations,
-            "models": {name: path for name, path in models.items() if "/" in path},
-            "scores": scores,
+            "models": {name: models[name] for name in ("scoring", "judge") if name in models},
+            "stages": {name: self.inputs[name] for name in config.stages},
             "runs": runs,
             "made": {stage.name: stage.result for stage in self.stages},
+            "needs": {stage.name: stage.needs for stage in self.stages},
             "commands": [stage.command for stage in self.stages],
             "study": config_of(config),
         }
@@ -127,7 +142,7 @@ class _Planner:
         cost: float = 1.0,
         slots: int = 1,
     ) -> None:
-        seconds = cost * _COSTS[name.partition("/")[0]]
+        seconds = cost * _COSTS.get(name.partition("/")[0], _COST)
         self.stages.append(Stage(name, tuple(argv), result, tuple(needs), seconds, slots))
 
     def _maker(self, path: str) -> list[str]:
@@ -181,79 +196,79 @@ class _Planner:
 
     # ---- models that score -----------------------------------------------------------------------
 
-    def _models(self, corpus: str, evaluations: Mapping[str, Any]) -> dict[str, str]:
+    def _models(self, corpus: str, pool: str) -> dict[str, str]:
+        """Where the scoring model and the judge are, and the part that they learn from."""
         config = self.config
-        models: dict[str, str] = {}
-        training = None
+        training = self._split("scoring", corpus, config.scoring_split)
+        models = {"training": training}
         if isinstance(config.scoring_model, Recipe):
-            training = self._split("scoring", corpus, config.scoring_split)
             models["scoring"] = self._at("models", "scoring")
             self._train("model/scoring", config.scoring_model, models["scoring"], corpus, training)
         else:
             models["scoring"] = config.scoring_model
         if isinstance(config.judge, str):
             models["judge"] = config.judge
-        elif config.judge is not None and config.judge_examples is not None:
-            if training is None:
-                training = self._split("scoring", corpus, config.scoring_split)
-            examples = self._at("judge_examples")
-            settings = {"CORPUS": corpus, "WITHIN": training, "OUTPUT": examples}
-            argv = command("pruning judge", config.judge_examples, settings)
-            needs = self._needs(corpus, training)
-            self._add("examples", argv, f"{examples}/{MANIFEST}", needs)
+        elif config.judge is not None:
             models["judge"] = self._at("models", "judge")
             settings = {
                 "OUTPUT": models["judge"],
                 "MODEL": models["scoring"],
-                "EXAMPLES": examples,
+                "EXAMPLES": self._examples("judge_examples", corpus, training),
+                "EXAM": self._examples("judge_exam", corpus, pool, EXAMPLES=config.judge_exam),
                 "COMPILATION_CACHE": self._at("compiled"),
             }
             argv = command("train", config.judge, settings)
-            needs = self._needs(examples, models["scoring"])
+            needs = self._needs(settings["EXAMPLES"], settings["EXAM"], models["scoring"])
             self._add("model/judge", argv, f"{models['judge']}/result.json", needs)
         return models
 
-    def _scores(
-        self, name: str, item: ScorerPlan, corpus: str, pool: str, models: Mapping[str, str]
-    ) -> dict[str, Any]:
-        output = self._at("scores", name)
-        model = models.get(item.model, item.model)
-        settings = {
-            "CORPUS": corpus,
-            "MODEL": model,
-            "OUTPUT": output,
-            "Score.within": pool,
-            "Score.compilation_cache": self._at("compiled"),
-        }
-        argv = command("pruning score", item.recipe, settings)
-        needs = self._needs(corpus, pool, model)
-        self._add(f"score/{name}", argv, f"{output}/{MANIFEST}", needs)
-        return {"path": output, "model": model}
+    def _examples(self, place: str, corpus: str, within: str, **settings: Any) -> str:
+        assert self.config.judge_examples is not None
+        output = self._at(place)
+        settings |= {"CORPUS": corpus, "WITHIN": within, "OUTPUT": output}
+        argv = command("pruning judge", self.config.judge_examples, settings)
+        self._add(f"examples/{place}", argv, f"{output}/{MANIFEST}", self._needs(corpus, within))
+        return output
+
+    # ---- what is made on the way -----------------------------------------------------------------
+
+    def _made(self, name: str) -> str:
+        """Where an input is; adds the stage that makes it, and those that this one needs."""
+        if name in self.inputs:
+            return self.inputs[name]
+        if name in self._asked:
+            raise ValueError(f"stages need each other: {' -> '.join([*self._asked, name])}.")
+        if name not in self.config.stages:
+            known = ", ".join([*self.config.stages, *self.inputs])
+            raise ValueError(
+                f"{(self._asked or ['a sampler'])[-1]} wants {name!r}, which is neither one of "
+                f"Study.stages nor given; there are: {known}."
+            )
+        self._asked.append(name)
+        item = self.config.stages[name]
+        output = self._at("made", name)
+        given = {} if item.command in _WITHOUT_CORPUS else {"CORPUS": self.inputs["corpus"]}
+        given |= {setting: self._made(source) for setting, source in item.inputs.items()}
+        settings: dict[str, Any] = given | {"OUTPUT": output}
+        if item.command == "score":
+            settings["Score.compilation_cache"] = self._at("compiled")
+        argv = command(f"pruning {item.command}", item.recipe, settings)
+        needs = dict.fromkeys(self._needs(*given.values()))
+        self._add(f"{item.command}/{name}", argv, f"{output}/{MANIFEST}", tuple(needs))
+        self._asked.pop()
+        self.inputs[name] = output
+        return output
 
     # ---- cells -----------------------------------------------------------------------------------
 
     def _run(
-        self,
-        cell: Cell,
-        corpus: str,
-        pool: str,
-        scores: Mapping[str, Any],
-        evaluations: Mapping[str, Any],
+        self, cell: Cell, corpus: str, selection: str, evaluations: Mapping[str, Any]
     ) -> dict[str, Any]:
-        if cell.sampler == FULL:
-            selection = pool
-        else:
-            selection = self._selection(cell, corpus, pool, scores)
+        sizes = self.config.sizes
+        recipe = sizes[cell.size].recipe if cell.size else self.config.train
         trained = self._at("runs", cell.name, "train")
-        self._train(
-            f"train/{cell.name}",
-            self.config.train,
-            trained,
-            corpus,
-            selection,
-            cell.seed,
-            evaluations,
-        )
+        name = f"train/{cell.name}"
+        self._train(name, recipe, trained, corpus, selection, cell.seed, evaluations)
         judged = self._at("runs", cell.name, "perplexity")
         corpora = {name: item["corpus"] for name, item in evaluations.items()}
         within = {name: item["within"] for name, item in evaluations.items() if item["within"]}
@@ -270,22 +285,22 @@ class _Planner:
         places = {"selection": selection, "train": trained, "perplexity": judged}
         return dataclasses.asdict(cell) | places
 
-    def _selection(self, cell: Cell, corpus: str, pool: str, scores: Mapping[str, Any]) -> str:
+    def _selection(self, cell: Cell, corpus: str) -> str:
+        if cell.sampler == FULL:
+            return self.inputs["pool"]
         sampler = self.config.samplers[cell.sampler]
         output = self._at("runs", cell.name, "selection")
+        given = {"CORPUS": corpus, "WITHIN": self.inputs["pool"]}
+        given |= {setting: self._made(source) for setting, source in sampler.inputs.items()}
         settings: dict[str, Any] = {
-            "CORPUS": corpus,
-            "WITHIN": pool,
+            **given,
             "OUTPUT": output,
-            "KEEP": cell.keep_rate,
+            "KEEP": cell.keep_rate / sampler.within_share,
             "SEED": cell.seed,
         }
-        scored = None
-        if sampler.scorer is not None:
-            scored = settings["SCORES"] = scores[sampler.scorer]["path"]
         argv = command("pruning select", sampler.recipe, settings)
-        needs = self._needs(corpus, pool, scored)
-        self._add(f"select/{cell.name}", argv, f"{output}/{MANIFEST}", needs)
+        needs = dict.fromkeys(self._needs(*given.values()))
+        self._add(f"select/{cell.name}", argv, f"{output}/{MANIFEST}", tuple(needs))
         return output
 
     def _train(
@@ -319,23 +334,56 @@ class _Planner:
         self._add(name, argv, f"{output}/result.json", dict.fromkeys(needs))
 
 
+def _cells(config: StudyConfig) -> list[Cell]:
+    """The grid, the study's own size first."""
+    rates = [(name, rate) for rate in config.keep_rates for name in config.samplers]
+    cells = [
+        Cell(name, rate, seed) for seed in config.seeds for name, rate in [(FULL, 1.0), *rates]
+    ]
+    for size, item in config.sizes.items():
+        seeds = config.seeds if item.seeds is None else item.seeds
+        chosen = [(FULL, 1.0), *(pair for pair in rates if pair[0] in item.samplers)]
+        cells += [Cell(name, rate, seed, size) for seed in seeds for name, rate in chosen]
+    return cells
+
+
 def _validate(config: StudyConfig) -> None:
     """Raises ValueError, saying what to change."""
+    if any(not 0 < rate < 1 for rate in config.keep_rates):
+        raise ValueError(f"keep-rates are shares between 0 and 1: {config.keep_rates}.")
     for name, sampler in config.samplers.items():
         if sampler.scorer is not None and sampler.scorer not in config.scorers:
             raise ValueError(
                 f"the sampler {name!r} looks at the scorer {sampler.scorer!r}, which is not among "
                 f"Study.scorers: {', '.join(config.scorers)}."
             )
+        if any(rate > sampler.within_share for rate in config.keep_rates):
+            raise ValueError(
+                f"the sampler {name!r} is to keep {max(config.keep_rates):.0%} of the pool, of "
+                f"which its WITHIN leaves {sampler.within_share:.0%}."
+            )
+    for name, scorer in config.scorers.items():
+        for stage, *_ in scorer.terms:
+            if stage not in config.stages:
+                raise ValueError(
+                    f"the scorer {name!r} reads the stage {stage!r}, which is not among "
+                    f"Study.stages: {', '.join(config.stages)}."
+                )
+    taken = set(_GIVEN) | set(config.evaluations)
+    if both := sorted(taken & set(config.stages)):
+        raise ValueError(f"the stage {both[0]!r} has the name of something else: call it another.")
+    for name, size in config.sizes.items():
+        if unknown := sorted(set(size.samplers) - set(config.samplers)):
+            raise ValueError(f"the size {name!r} names {unknown[0]!r}, which is no sampler.")
+        if unseen := sorted(set(size.seeds or ()) - set(config.seeds)):
+            raise ValueError(f"the size {name!r} has the seed {unseen[0]}, the study has not.")
     if FULL in config.samplers:
         raise ValueError(f"{FULL!r} is the run on the whole pool; call the sampler something else.")
-    for name, scorer in config.scorers.items():
-        if scorer.model == "judge" and config.judge is None:
-            raise ValueError(f"the scorer {name!r} wants a judge: set Study.judge.")
+    for name, stage in config.stages.items():
+        if "judge" in stage.inputs.values() and config.judge is None:
+            raise ValueError(f"the stage {name!r} wants a judge: set Study.judge.")
     if isinstance(config.judge, Recipe) and config.judge_examples is None:
         raise ValueError("a judge that is trained wants examples: set Study.judge_examples.")
-    if any(not 0 < rate < 1 for rate in config.keep_rates):
-        raise ValueError(f"keep-rates are shares between 0 and 1: {config.keep_rates}.")
     parts = {"scoring_split": config.scoring_split, "pool_split": config.pool_split}
     own = {name: item.split for name, item in config.evaluations.items() if not item.recipe}
     parts |= {name: split for name, split in own.items() if split}

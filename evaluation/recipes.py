@@ -14,6 +14,7 @@ from typing import Any
 
 # What --gin.NAME=VALUE takes as a string without quotes.
 _BARE = re.compile(r"(?!(?:True|False|None)$)[A-Za-z_/.~][\w/.~+-]*")
+_REFERENCE = re.compile(r"@[\w/.]+\(\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Recipe:
 
 
 class Literal(str):
-    """A gin expression, to be passed on as it is."""
+    """A gin expression, to be passed on as it is. Strings like "@JsonlSource()" always are."""
 
 
 def command(program: str, recipe: Recipe, settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ def _written(value: Any) -> str:
 
 
 def _nested(value: Any) -> str:
-    if isinstance(value, Literal):
+    if isinstance(value, Literal) or (isinstance(value, str) and _REFERENCE.fullmatch(value)):
         return str(value)
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)

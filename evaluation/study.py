@@ -9,8 +9,9 @@ run by hand, and the scheduler runs these. What the stages leave:
     splits/scoring, pool, <evaluation>  parts of the corpus that share no document
     corpora/<evaluation>                evaluation sets that are corpora of their own
     models/scoring, judge               what scores
-    scores/<scorer>                     over the pool
+    made/<stage>                        scores, embeddings, clusters, ...
     runs/<sampler>-<rate>-<seed>/       selection/, train/ and perplexity/ of a cell
+    runs/...-<size>/                    train/ and perplexity/ at another size of the model
     report/index.html
     stages/                             logs and notes (stages.py)
     plan.json                           what is where, for the report
@@ -41,24 +42,35 @@ NAME = "Study"
 
 
 @dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """Something that is made on the way: scores, embeddings, clusters, a selection, a corpus.
+
+    Attributes:
+      command: of `python -m pruning`, such as "score" or "density".
+      recipe: of that command.
+      inputs: its macro or parameter -> what it is given: the name of another stage, of an
+        evaluation (its corpus), or "vocabulary", "corpus", "pool", "training" (the part that
+        scoring models learn from), "scoring", "judge". CORPUS is "corpus" if not given.
+    """
+
+    command: str
+    recipe: Recipe
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class ScorerPlan:
-    """A scorer.
+    """A score, as the report shows it: a sum of columns that stages have made.
 
     Attributes:
       title: for the report.
-      axis: what its values are, such as "nats per token, higher is likelier".
-      recipe: of `pruning score`.
-      model: "scoring" or "judge", the study's own models, or weights.
-      value: named value of pruning/selection/scores.py.
-      weight: -1 where a lower value is the better one.
+      axis: what its values are, such as "nats per token, higher is likelier". Higher is better.
+      terms: (stage, named value of pruning/selection/scores.py, weight), to be summed.
     """
 
     title: str
     axis: str
-    recipe: Recipe
-    model: str
-    value: str
-    weight: float = 1.0
+    terms: tuple[tuple[str, str, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +80,36 @@ class SamplerPlan:
     Attributes:
       title, rule: for the report.
       recipe: of `pruning select`.
-      scorer: whose scores it looks at; None for those that look at none.
+      scorer: whose score it goes by, for the report; None for those that look at none.
+      inputs: macro or parameter of the recipe -> what it is given, as in Stage: SCORES, and WITHIN
+        for a chain. WITHIN is "pool" if not given.
+      within_share: what a WITHIN of its own leaves of the pool's tokens, as it is configured: the
+        budget stays a share of the pool.
     """
 
     title: str
     rule: str
     recipe: Recipe
     scorer: str | None = None
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    within_share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SizePlan:
+    """Another size of the model, trained for over-scaling and for extrapolation.
+
+    Attributes:
+      title: for the report.
+      recipe: of train.py.
+      samplers: whose selections are trained on at this size, besides the full data.
+      seeds: of these runs; None for all of the study's.
+    """
+
+    title: str
+    recipe: Recipe
+    samplers: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +148,13 @@ class StudyConfig:
       scoring_model: recipe of train.py; or weights.
       judge: recipe of train.py, which begins with the scoring model's weights; or weights, which
         bring their vocabulary with them (Flan-T5).
-      judge_examples: recipe of `pruning judge`, for a judge that is trained.
-      scorers, samplers, evaluations: by name. The report's headline speaks of the first of
+      judge_examples: recipe of `pruning judge`, for a judge that is trained. It is examined on
+        `judge_exam` examples from the pool, which it has not seen.
+      stages, scorers, samplers, evaluations: by name. The report's headline speaks of the first of
         `evaluations`; a sampler called "random" is what others are compared with.
       keep_rates: shares of the pool's tokens.
       train: recipe of train.py, for every cell.
+      sizes: other sizes of the model, by name.
       perplexity: recipe of `evaluation perplexity`.
       seeds: each makes every selection and training anew.
       workers: processes at a time.
@@ -137,11 +174,14 @@ class StudyConfig:
     scoring_model: Recipe | str
     judge: Recipe | str | None = None
     judge_examples: Recipe | None = None
+    judge_exam: int = 500
+    stages: Mapping[str, StagePlan]
     scorers: Mapping[str, ScorerPlan]
     samplers: Mapping[str, SamplerPlan]
     evaluations: Mapping[str, EvaluationPlan]
     keep_rates: tuple[float, ...]
     train: Recipe
+    sizes: Mapping[str, SizePlan] = dataclasses.field(default_factory=dict)
     perplexity: Recipe
     seeds: tuple[int, ...] = (0,)
     workers: int = 2
@@ -151,8 +191,10 @@ class StudyConfig:
 CONFIGURABLES: dict[str, type] = {
     NAME: StudyConfig,
     "Recipe": Recipe,
+    "StudyStage": StagePlan,
     "Scorer": ScorerPlan,
     "Sampler": SamplerPlan,
+    "Size": SizePlan,
     "Evaluation": EvaluationPlan,
 }
 

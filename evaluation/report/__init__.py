@@ -4,6 +4,7 @@ results.py     what a report is made of
 reading.py     reads it from the study's artefacts
 comparison.py  losses with intervals, differences, steps to reach
 words.py       what the numbers say, in sentences
+browse.py      the documents that can be browsed, as data for page.js
 charts.py      the numbers as pictures
 page.py        all of it as a page
 """
@@ -23,10 +24,13 @@ class ReportConfig:
     Attributes:
       study: directory of a study.
       output: directory of the report; <study>/report if not given.
+      documents: how many documents of the pool can be browsed in the page. 100,000 make a page of
+        about 50 MB, which a browser still handles.
     """
 
     study: str
     output: str | None = None
+    documents: int = 2000
 
 
 CONFIGURABLES: dict[str, type] = {NAME: ReportConfig}
@@ -37,4 +41,4 @@ def run(config: ReportConfig) -> list[str]:
     from evaluation.report import page, reading
 
     output = Path(config.output) if config.output else Path(config.study) / "report"
-    return [str(page.write(reading.read(config.study), output))]
+    return [str(page.write(reading.read(config.study, config.documents), output))]

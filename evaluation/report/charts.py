@@ -25,7 +25,7 @@ import numpy as np
 
 from evaluation.agreement import Agreement
 from evaluation.plan import FULL
-from evaluation.report.comparison import Cell
+from evaluation.report.comparison import Cell, Sizes, pareto
 from evaluation.report.results import RANDOM
 
 INK, RULE, PAPER = "#23272e", "#c9ccd1", "#fefefe"
@@ -143,7 +143,7 @@ def inlined(svg: str, name: str, description: str) -> str:
 
 
 def quality(cells: Sequence[Cell], evaluation: str, palette: Palette) -> Callable[[Any], None]:
-    """Loss against the share of the tokens kept; lower is better.
+    """Loss against the share of the tokens kept; lower is better. Broad and grey the Pareto front.
 
     The intervals are those of the difference to the full data, where there is one: how the
     difficulty of the documents might have come out is the same for all.
@@ -154,6 +154,16 @@ def quality(cells: Sequence[Cell], evaluation: str, palette: Palette) -> Callabl
         base = full.measures[evaluation].loss.value if full is not None else 0.0
         if full is not None:
             axes.axhline(base, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        front = pareto(cells, evaluation)
+        axes.plot(
+            [100 * cell.share_kept for cell in front],
+            [cell.measures[evaluation].loss.value for cell in front],
+            color=RULE,
+            linewidth=5,
+            solid_capstyle="round",
+            drawstyle="steps-post",
+            zorder=0,
+        )
         for sampler in palette.titles:
             line = sorted(
                 (c for c in cells if c.sampler == sampler and not c.is_full),
@@ -237,6 +247,31 @@ def curves(
     return paint
 
 
+def sizes(found: Sizes, palette: Palette) -> Callable[[Any], None]:
+    """Loss against the size of the model, and the fitted curves as far as they are extrapolated."""
+
+    def paint(axes: Any) -> None:
+        for name, losses in found.losses.items():
+            points = [(n, y) for n, y in zip(found.parameters, losses, strict=True) if y == y]
+            if len(points) < 2:
+                continue
+            style = {"linestyle": (0, (4, 3))} if name == FULL else {}
+            axes.plot(*zip(*points, strict=True), color=palette.colour(name), **style)
+            axes.plot(*zip(*points, strict=True), palette.marker(name), color=palette.colour(name))
+        for name, estimate in found.predicted.items():
+            at, colour = [found.target] * 2, palette.colour(name)
+            axes.plot(at, [estimate.low, estimate.high], color=colour, linewidth=0.9, alpha=0.6)
+            axes.plot(at[:1], [estimate.value], palette.marker(name), color=colour, mfc=PAPER)
+        axes.set_xscale("log")
+        ticks = [*found.parameters, *([found.target] if found.predicted else [])]
+        axes.set_xticks(ticks, [f"{tick / 1e6:.3g}M" for tick in ticks])
+        axes.xaxis.set_minor_locator(_nothing())
+        axes.set_xlabel("parameters; open markers are extrapolated")
+        axes.set_ylabel("loss, nats per token")
+
+    return paint
+
+
 @dataclasses.dataclass(frozen=True)
 class Window:
     """A stretch of a score that a selection kept, for a strip above the histogram."""
@@ -290,8 +325,7 @@ def matrix(
         from matplotlib.colors import LinearSegmentedColormap
 
         colours = [_COLOURS[1], PAPER, _COLOURS[0]] if lowest < 0 else [PAPER, _COLOURS[0]]
-        scale = LinearSegmentedColormap.from_list("agreement", colours)
-        scale.set_bad(RULE)
+        scale = LinearSegmentedColormap.from_list("agreement", colours, bad=RULE)
         edges = np.arange(len(titles) + 1) - 0.5
         axes.pcolormesh(  # paths, where an image would be a picture inside the SVG
             edges, edges, np.ma.masked_invalid(values), cmap=scale, vmin=lowest, vmax=1, alpha=0.75

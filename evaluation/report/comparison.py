@@ -3,11 +3,12 @@
 Pure functions of the results (report/results.py).
 
 Choices
-- A cell of the study is a sampler at a keep-rate; its seeds are averaged document by document, so
-  that the interval is that of the evaluation set. With several seeds their range stands beside it.
-- Differences to the full data and to random are paired: same documents, same draws.
-- A difference counts as one when its 95% interval excludes zero. No correction is made for looking
-  at many cells at once; the report says so.
+- A cell of the study is a sampler at a keep-rate; its seeds are averaged document by document.
+- Differences to the full data and to random are paired by documents and by seeds
+  (significance.py). One counts where its 95% interval excludes zero and its p-value is below 5%
+  after Holm's correction for all cells of the table.
+- Models of other sizes stand apart: what they say is over-scaling, effective size and the
+  extrapolation, per evaluation set.
 """
 
 from __future__ import annotations
@@ -18,24 +19,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation import bootstrap
+from evaluation import bootstrap, scaling, significance
 from evaluation.perplexity import Losses
 from evaluation.plan import FULL
 from evaluation.report.results import RANDOM, Curve, Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A value and its 95% bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def sign(self) -> int:
-        """-1 or 1 where the interval lies on one side of zero, else 0."""
-        return (self.low > 0) - (self.high < 0)
+from evaluation.significance import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +107,13 @@ def _measures(
         same_rate = [j for j, other in enumerate(keys) if other == (RANDOM, key[1])]
         to_full = to_random = None
         if full is not None and i != full:
-            to_full = _estimate(values[i] - values[full], drawn[i] - drawn[full])
+            to_full = _difference(groups[key], groups[keys[full]], evaluation, drawn[[i, full]])
         if same_rate and same_rate[0] != i:
             j = same_rate[0]
-            to_random = _estimate(values[i] - values[j], drawn[i] - drawn[j])
+            to_random = _difference(groups[key], groups[keys[j]], evaluation, drawn[[i, j]])
         result[key] = Measures(
-            loss=_estimate(values[i], drawn[i]),
-            bits_per_byte=_estimate(bits[i].sum() / length[i].sum(), bits_drawn[i]),
+            loss=significance.of_draws(values[i], drawn[i]),
+            bits_per_byte=significance.of_draws(bits[i].sum() / length[i].sum(), bits_drawn[i]),
             to_full=to_full,
             to_random=to_random,
             by_seed=tuple(run.losses[evaluation].per_token for run in groups[key]),
@@ -133,6 +121,10 @@ def _measures(
             if full is None
             else _steps_to_full(groups[key], groups[keys[full]], evaluation),
         )
+    for name in ("to_full", "to_random"):
+        among = significance.adjusted([getattr(found, name) for found in result.values()])
+        for key, estimate in zip(keys, among, strict=True):
+            result[key] = dataclasses.replace(result[key], **{name: estimate})
     return result
 
 
@@ -145,8 +137,16 @@ def _mean(losses: Sequence[Losses]) -> Losses:
     return dataclasses.replace(first, nats=np.mean([found.nats for found in losses], axis=0))
 
 
-def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-    return Estimate(float(value), *bootstrap.interval(drawn))
+def _difference(
+    one: Sequence[Run], other: Sequence[Run], evaluation: str, drawn: np.ndarray
+) -> Estimate:
+    """The difference of two cells. Args: drawn: [2, resamples], of their losses over all seeds."""
+    losses = [{run.seed: run.losses[evaluation].per_token for run in runs} for runs in (one, other)]
+    seeds = sorted(losses[0].keys() & losses[1].keys())
+    if not seeds:
+        raise ValueError(f"{one[0].sampler} and {other[0].sampler} have no seed in common.")
+    a, b = ([found[seed] for seed in seeds] for found in losses)
+    return significance.paired(a, b, *drawn)
 
 
 def _steps_to_full(runs: Sequence[Run], full: Sequence[Run], evaluation: str) -> float | None:
@@ -160,6 +160,16 @@ def _steps_to_full(runs: Sequence[Run], full: Sequence[Run], evaluation: str) ->
     if not needed or any(steps is None for steps in needed):
         return None
     return float(np.mean(needed))  # type: ignore[arg-type]
+
+
+def pareto(cells: Sequence[Cell], evaluation: str) -> list[Cell]:
+    """The cells that no other one beats: less data or a lower loss. From little data to much."""
+    front: list[Cell] = []
+    loss = {id(cell): cell.measures[evaluation].loss.value for cell in cells}
+    for cell in sorted(cells, key=lambda cell: (cell.share_kept, loss[id(cell)])):
+        if not front or loss[id(cell)] < loss[id(front[-1])]:
+            front.append(cell)
+    return front
 
 
 def steps_to_reach(curve: Curve, goal: float) -> float | None:
@@ -177,3 +187,131 @@ def steps_to_reach(curve: Curve, goal: float) -> float | None:
         return float(curve.step[0])
     part = (curve.loss[i - 1] - goal) / (curve.loss[i - 1] - curve.loss[i])
     return float(curve.step[i - 1] + part * (curve.step[i] - curve.step[i - 1]))
+
+
+# --------------------------------------------------------------------------------------------------
+# Other sizes of the model
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What models of several sizes say, on one evaluation set and at one keep-rate.
+
+    Attributes:
+      parameters: of the sizes, ascending.
+      losses: sampler -> loss at each size; NaN where there is no run. The full data is the first.
+      over_scaling, effective_size: by sampler, at the study's own size; None where there is no
+        larger size, or no two sizes.
+      target: the size, in parameters, that is extrapolated to.
+      predicted: sampler -> loss there; of those that were trained at three sizes.
+      wins: sampler -> how often it is the lowest there, over all draws.
+      exponent: of the power laws.
+    """
+
+    parameters: tuple[int, ...]
+    losses: dict[str, tuple[float, ...]]
+    over_scaling: dict[str, Estimate]
+    effective_size: dict[str, Estimate]
+    target: float
+    predicted: dict[str, Estimate]
+    wins: dict[str, float]
+    exponent: Estimate | None
+
+
+def sizes(
+    runs: Sequence[Run], evaluation: str, keep_rate: float, beyond: float = 10.0, seed: int = 0
+) -> Sizes | None:
+    """Compares the sizes of the model; None where the study has one only.
+
+    Draws are of documents, and of how a training goes: where a size has fewer seeds than the
+    study's own, each point moves by the spread that the seeds of the own size have.
+
+    Args:
+      beyond: how many times the largest size is extrapolated to.
+    """
+    parameters = sorted({run.parameters for run in runs})
+    if len(parameters) < 2:
+        return None
+    own = next(run.parameters for run in runs if not run.size)
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        if run.sampler == FULL or run.keep_rate == keep_rate:
+            groups.setdefault((run.sampler, run.parameters), []).append(run)
+    names = [FULL, *dict.fromkeys(name for name, _ in groups if name != FULL)]
+    noise = _spread([group for (_, size), group in groups.items() if size == own], evaluation)
+    generator = np.random.default_rng(seed)
+    losses = np.full((bootstrap.RESAMPLES, len(names), len(parameters)), np.nan)
+    values = np.full(losses.shape[1:], np.nan)
+    for (name, size), group in groups.items():
+        place = names.index(name), parameters.index(size)
+        found = _mean([run.losses[evaluation] for run in group])
+        values[place] = found.per_token
+        drawn = bootstrap.ratios(found.nats[None], found.tokens[None])[0]
+        moved = generator.normal(0, noise / len(group) ** 0.5, len(drawn))
+        losses[:, *place] = drawn + moved
+
+    here = parameters.index(own)
+    over: dict[str, Estimate] = {}
+    if here + 1 < len(parameters):
+        for i, name in enumerate(names):
+            ratio = scaling.over_scaling(
+                values[i, here, None], values[0, here, None], values[0, here + 1, None]
+            )
+            drawn = scaling.over_scaling(
+                losses[:, i, here, None], losses[:, 0, here, None], losses[:, 0, here + 1, None]
+            )
+            over[name] = significance.of_draws(float(ratio), drawn)
+    full, full_drawn = (
+        scaling.fit_power_laws(np.array(parameters), x[..., :1, :]) for x in (values, losses)
+    )
+    effective = {
+        name: significance.of_draws(
+            float(full.size_of(values[i, here])), full_drawn.size_of(losses[:, i, here])
+        )
+        for i, name in enumerate(names)
+    }
+    complete = [i for i in range(len(names)) if np.isfinite(values[i]).sum() >= 3]
+    target = beyond * parameters[-1]
+    predicted, wins, exponent = {}, {}, None
+    if len(complete) > 1:
+        fit, fits = (
+            scaling.fit_power_laws(np.array(parameters), x[..., complete, :])
+            for x in (values, losses)
+        )
+        exponent = significance.of_draws(float(fit.exponent), fits.exponent)
+        there, drawn = fit.at(target), fits.at(target)
+        for place, i in enumerate(complete):
+            predicted[names[i]] = significance.of_draws(there[place], drawn[:, place])
+        wins = dict(zip(predicted, scaling.winners(drawn).tolist(), strict=True))
+    return Sizes(
+        tuple(parameters),
+        {name: tuple(row) for name, row in zip(names, values.tolist(), strict=True)},
+        over,
+        effective,
+        target,
+        predicted,
+        wins,
+        exponent,
+    )
+
+
+def mean_over_scaling(found: Sequence[Sizes], sampler: str) -> Estimate | None:
+    """Over-scaling as paper A has it, the mean over evaluation sets; None where there is none."""
+    parts = [item.over_scaling[sampler] for item in found if sampler in item.over_scaling]
+    if not parts:
+        return None
+    # The sets have different documents: their errors are taken as independent.
+    value = float(np.mean([item.value for item in parts]))
+    below = sum((item.value - item.low) ** 2 for item in parts) ** 0.5 / len(parts)
+    above = sum((item.high - item.value) ** 2 for item in parts) ** 0.5 / len(parts)
+    return Estimate(value, value - below, value + above)
+
+
+def _spread(groups: Sequence[Sequence[Run]], evaluation: str) -> float:
+    """Standard deviation between the seeds of a cell, pooled over cells; 0 with one seed."""
+    squares, freedom = 0.0, 0
+    for group in groups:
+        values = np.array([run.losses[evaluation].per_token for run in group])
+        squares += float(((values - values.mean()) ** 2).sum())
+        freedom += len(values) - 1
+    return (squares / freedom) ** 0.5 if freedom else 0.0

@@ -1,21 +1,24 @@
-"""Puts a study's results on one HTML page that needs no network and runs no script.
+"""Puts a study's results on one HTML page that needs no network.
 
 Choices
 - Texts of the corpus come from the web and are hostile: Jinja escapes everything (only our own SVG
-  is passed through), the page's policy forbids scripts, frames, forms and requests of any kind, and
-  control characters are shown as marks.
+  is passed through), and control characters are shown as marks. The page's policy forbids frames,
+  forms, requests of any kind, and every script but page.js, which is allowed by its hash.
+- Without scripts, and on paper, all is there but the browsable sample.
 - Nothing in the page depends on the clock: the same results give the same bytes.
 - Tables stand beside the page as CSV files, charts as SVG and PNG.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
+import dataclasses
+import hashlib
 import io
 import itertools
 import json
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,11 @@ import numpy as np
 
 from evaluation import agreement, bootstrap
 from evaluation.plan import FULL
-from evaluation.report import charts, comparison, words
+from evaluation.report import browse, charts, comparison, words
 from evaluation.report.charts import Chart, Palette, Window
-from evaluation.report.comparison import Cell
-from evaluation.report.results import Cost, Results, Score
+from evaluation.report.comparison import Cell, Sizes
+from evaluation.report.results import Results, Score
+from evaluation.significance import Estimate
 from pruning import artefact
 
 _HERE = Path(__file__).parent
@@ -37,15 +41,21 @@ _LENGTHS = (0, 64, 256, 1024, 4096)  # tokens
 def write(results: Results, directory: Path) -> Path:
     """Writes the page with its charts and tables, and returns the path of index.html."""
     directory.mkdir(parents=True, exist_ok=True)
-    cells = comparison.compare(results.runs, [item.name for item in results.evaluations])
+    own = [run for run in results.runs if not run.size]
+    cells = comparison.compare(own, [item.name for item in results.evaluations])
+    sizes = {
+        item.name: found
+        for item in results.evaluations
+        if (found := comparison.sizes(results.runs, item.name, min(_rates(cells), default=1.0)))
+    }
     palette = Palette({sampler.name: sampler.title for sampler in results.samplers})
     table = _agreement(results)
-    for name, rows in _tables(results, cells, table).items():
+    for name, rows in _tables(results, cells, table, sizes).items():
         artefact.write_text(directory / f"{name}.csv", _csv(rows))
     page = (
         _environment(palette)
         .get_template("page.html")
-        .render(_context(results, cells, table, palette, directory))
+        .render(_context(results, cells, table, sizes, palette, directory))
     )
     artefact.write_text(directory / "index.html", page)
     return directory / "index.html"
@@ -55,14 +65,19 @@ def _context(
     results: Results,
     cells: Sequence[Cell],
     table: agreement.Agreement,
+    sizes: Mapping[str, Sizes],
     palette: Palette,
     directory: Path,
 ) -> dict[str, Any]:
     titles = {sampler.name: sampler.title for sampler in results.samplers}
-    training = training_cost(results)
+    script = (_HERE / "page.js").read_text()
+    training = results.training_cost
     contents = [("results", "Results"), ("quality", "Quality against data"), ("curves", "Curves")]
     if results.scores:
-        contents += [("scores", "Scores"), ("kept", "What was kept"), ("examples", "Examples")]
+        contents += [("scores", "Scores"), ("kept", "What was kept"), ("browse", "Browse")]
+        contents += [("examples", "Examples")]
+    if results.sizes:
+        contents.insert(3, ("sizes", "Sizes"))
     contents += [("cost", "Cost"), ("corpus", "Corpus"), ("caveats", "Caveats")]
     contents += [("provenance", "Configuration")]
     return {
@@ -82,24 +97,53 @@ def _context(
         "corpus_facts": _corpus_facts(results),
         "dropped": sorted(results.corpus["counts"].get("dropped", {}).items()),
         "contents": contents,
-        "charts": _charts(results, cells, table, palette, directory),
+        "charts": _charts(results, cells, table, sizes, palette, directory),
+        "sizes": sizes,
+        "sizes_words": words.sizes(sizes, titles, results.evaluations) if sizes else [],
+        "table1": _table1(results, cells, sizes),
         "agreement": table,
         "retention": _retention(results, cells, min(_rates(cells), default=1.0)),
-        "training_seconds": training.seconds,
+        "training": training,
         "seeds": max(len(cell.runs) for cell in cells),
         "resamples": bootstrap.RESAMPLES,
         "steps_words": _steps_words,
         "configuration": json.dumps(results.configuration, indent=2, ensure_ascii=False),
         "style": (_HERE / "page.css").read_text(),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "documents": browse.inert(browse.data(results)),
         "version": artefact.code_revision()["version"],
     }
 
 
-def training_cost(results: Results) -> Cost:
-    """One training run of the study, on average."""
-    runs = results.runs
-    mean = {key: float(np.mean([getattr(r, key) for r in runs])) for key in ("seconds", "flops")}
-    return Cost("one training run", mean["seconds"], mean["flops"], None)
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the headline table, which has the layout of paper A's Table 1."""
+
+    cell: Cell
+    over_scaling: Estimate | None  # the mean over evaluation sets
+    effective_size: Estimate | None  # on the first of them, in parameters
+    cost: float | None  # of scoring and training, in trainings on the full data
+
+
+def _table1(results: Results, cells: Sequence[Cell], sizes: Mapping[str, Sizes]) -> list[Row]:
+    """The full data and every sampler at the smallest keep-rate."""
+    rate = min(_rates(cells), default=1.0)
+    first = sizes.get(results.evaluations[0].name)
+    rows = []
+    for cell in cells:
+        if not cell.is_full and cell.keep_rate != rate:
+            continue
+        cost, full = results.sampler_costs.get(cell.sampler), results.training_cost
+        rows.append(
+            Row(
+                cell,
+                comparison.mean_over_scaling(list(sizes.values()), cell.sampler),
+                first.effective_size.get(cell.sampler) if first else None,
+                1 + (cost.flops or 0) / full.flops if cost and full.flops else None,
+            )
+        )
+    return rows
 
 
 def _best(cells: Sequence[Cell], evaluation: str) -> list[Cell]:
@@ -162,6 +206,7 @@ def _charts(
     results: Results,
     cells: Sequence[Cell],
     table: agreement.Agreement,
+    sizes: Mapping[str, Sizes],
     palette: Palette,
     directory: Path,
 ) -> dict[str, list[Chart]]:
@@ -197,6 +242,13 @@ def _charts(
                     charts.curves(cells, item.name, rate, palette),
                 )
             )
+    found["sizes"] = [
+        drawn(
+            f"sizes-{item.name}", f"Loss on {item.title}", charts.sizes(sizes[item.name], palette)
+        )
+        for item in results.evaluations
+        if item.name in sizes
+    ]
     found["histograms"] = []
     for score in results.scores:
         windows = _windows(results, score, palette)
@@ -219,7 +271,7 @@ def _windows(results: Results, score: Score, palette: Palette) -> list[Window]:
     for sampler in results.samplers:
         for run in results.runs:
             shown = run.sampler == sampler.name and run.seed == _seed(results)
-            if sampler.scorer != score.name or not shown:
+            if sampler.scorer != score.name or run.size or not shown:
                 continue
             kept = results.kept[run.sampler, run.keep_rate, run.seed]
             low, high = np.nanquantile(score.values[kept], [0, 1])
@@ -306,7 +358,10 @@ def _length_groups(n_tokens: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _tables(
-    results: Results, cells: Sequence[Cell], table: agreement.Agreement
+    results: Results,
+    cells: Sequence[Cell],
+    table: agreement.Agreement,
+    sizes: Mapping[str, Sizes],
 ) -> dict[str, list[list[Any]]]:
     """Name of a CSV file -> its rows, the first one the header."""
     runs: list[list[Any]] = [["sampler", "keep_rate", "share_kept", "epochs", "evaluation"]]
@@ -321,6 +376,8 @@ def _tables(
             runs.append([*row, found.bits_per_byte.value, found.steps_to_full])
     curves: list[list[Any]] = [["sampler", "keep_rate", "seed", "evaluation", "step", "loss"]]
     for run in results.runs:
+        if run.size:
+            continue
         for name, curve in run.curves.items():
             for step, loss in zip(curve.step, curve.loss, strict=True):
                 curves.append([run.sampler, run.keep_rate, run.seed, name, int(step), float(loss)])
@@ -338,9 +395,40 @@ def _tables(
                 for cell, (share, *_) in zip(part["cells"], row["shares"], strict=True):
                     group = [part["column"], row["name"], row["tokens"]]
                     retention.append([*group, cell.sampler, rate, share])
-    costs: list[list[Any]] = [["work", "seconds", "flops", "tokens"]]
-    costs += [[item.title, item.seconds, item.flops, item.tokens] for item in results.costs]
+    costs: list[list[Any]] = [["work", "cpu_seconds", "flops", "tokens"]]
+    costs += [[item.title, item.cpu_seconds, item.flops, item.tokens] for item in results.costs]
+    costs += [
+        [f"all for {name}", item.cpu_seconds, item.flops, item.tokens]
+        for name, item in results.sampler_costs.items()
+    ]
+    headline: list[list[Any]] = [
+        ["sampler", "keep_rate", "over_scaling", "over_scaling_low", "over_scaling_high"]
+    ]
+    headline[0] += ["effective_parameters", "cost_in_trainings"]
+    headline[0] += [f"perplexity_{item.name}" for item in results.evaluations]
+    for line in _table1(results, cells, sizes):
+        over = line.over_scaling
+        headline.append(
+            [
+                line.cell.sampler,
+                line.cell.keep_rate,
+                *((over.value, over.low, over.high) if over else ("", "", "")),
+                line.effective_size.value if line.effective_size else "",
+                line.cost if line.cost is not None else "",
+                *(found.perplexity for found in line.cell.measures.values()),
+            ]
+        )
+    others: list[list[Any]] = [["evaluation", "sampler", "parameters", "loss", "low", "high"]]
+    for name, of_sizes in sizes.items():
+        for sampler, losses in of_sizes.losses.items():
+            points = zip(of_sizes.parameters, losses, strict=True)
+            others += [[name, sampler, n, y, "", ""] for n, y in points if y == y]
+        for sampler, estimate in of_sizes.predicted.items():
+            ends = [estimate.value, estimate.low, estimate.high]
+            others.append([name, sampler, round(of_sizes.target), *ends])
     return {
+        "headline": headline,
+        **({"sizes": others} if sizes else {}),
         "runs": runs,
         "curves": curves,
         "agreement": pairs,
@@ -373,20 +461,11 @@ def _environment(palette: Palette) -> Any:
         "percent": lambda share: f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}",
         "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
         "flops": lambda value: f"{value:.2g}",
-        "printable": printable,
+        "size": lambda value: f"{value / 1e6:.2f}M" if np.isfinite(value) else "∞",
+        "printable": browse.printable,
     }
     environment.globals["marker"] = lambda sampler: _marker(palette, sampler)
     return environment
-
-
-def printable(text: str) -> str:
-    """Text in which control and direction-changing characters are marks; lines and tabs stay."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text
-    )
 
 
 _SHAPES = {

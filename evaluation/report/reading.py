@@ -9,6 +9,7 @@ Choices
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from etils import epath
 
 from evaluation import perplexity
-from evaluation.plan import FULL, PLAN
+from evaluation.plan import FULL, PLAN, Cell
 from evaluation.report.results import (
     Cost,
     Curve,
@@ -27,11 +28,13 @@ from evaluation.report.results import (
     Pool,
     Results,
     Run,
+    Sample,
     Sampler,
     Score,
 )
 from pruning import artefact, randomness
 from pruning.artefact import Artefact
+from pruning.corpus import Corpus
 from pruning.selection import Selection, load_selection
 from pruning.selection import scores as selection_scores
 from pruning.selection.scores import Term
@@ -40,13 +43,16 @@ from pruning.stream.stream import StreamConfig
 
 MOST_DOCUMENTS = 2_000_000
 EXAMPLE_LENGTH = 1500  # characters
+SAMPLE_BYTES = 24_000_000  # of text that can be browsed
+SHADED = 2000  # documents whose tokens' values are shown
 
 
-def read(study: epath.PathLike) -> Results:
+def read(study: epath.PathLike, documents: int = 2000) -> Results:
     """Reads a finished study.
 
     Args:
       study: its output directory.
+      documents: how many can be browsed.
 
     Raises:
       ArtefactError, FileNotFoundError: something of it is missing or unfinished.
@@ -60,9 +66,10 @@ def read(study: epath.PathLike) -> Results:
     pool = _pool(corpus, pool_selection, shards)
     runs = tuple(_run(run, pool_selection, places["evaluations"]) for run in places["runs"])
     scores = tuple(
-        _score(name, config["scorers"][name], item, corpus, pool, shards)
-        for name, item in places["scores"].items()
+        _score(name, item, places["stages"], corpus, pool, shards)
+        for name, item in config["scorers"].items()
     )
+    costs = _costs(study, places)
     return Results(
         title=config["title"],
         description=config["description"],
@@ -91,11 +98,20 @@ def read(study: epath.PathLike) -> Results:
         kept={
             (run["sampler"], run["keep_rate"], run["seed"]): _kept(run, corpus, pool, shards)
             for run in places["runs"]
+            if not run["size"]
         },
         scores=scores,
         examples={score.name: _examples(score, corpus, pool) for score in scores},
+        sample=_sample(corpus, pool, documents, _token_values(config["scorers"], places["stages"])),
         corpus=json.loads((corpus.path / artefact.MANIFEST).read_text()),
-        costs=_costs(places, config, runs),
+        costs=tuple(cost for name, cost in costs.items() if name.partition("/")[0] not in _CELLS),
+        sampler_costs={
+            run["sampler"]: _together(f"select/{_cell(run)}", costs, places["needs"])
+            for run in places["runs"]
+            if run["sampler"] != FULL
+        },
+        training_cost=costs[f"train/{_cell(places['runs'][0])}"],
+        sizes={name: item["title"] for name, item in config["sizes"].items()},
         configuration=config,
         provenance=tuple(_provenance(places["made"])),
         commands=tuple(places["commands"]),
@@ -147,6 +163,7 @@ def _run(
         sampler=places["sampler"],
         keep_rate=places["keep_rate"],
         seed=places["seed"],
+        size=places["size"],
         documents=selection.rows,
         tokens=selection.tokens,
         share_kept=selection.tokens / pool.tokens,
@@ -181,27 +198,25 @@ def _epochs(data: Mapping[str, Any], steps: int) -> float:
 def _score(
     name: str,
     plan: Mapping[str, Any],
-    places: Mapping[str, str],
+    stages: Mapping[str, str],
     corpus: Artefact,
     pool: Pool,
     shards: Sequence[int],
 ) -> Score:
-    found = artefact.load(places["path"], "scores")
-    terms = (Term(plan["value"], plan["weight"]),)
+    terms = [Term(value, weight, stage) for stage, value, weight in plan["terms"]]
+    found = {term.scores: artefact.load(stages[term.scores], "scores") for term in terms}
     parts = []
+    statuses: Counter[str] = Counter()
     for shard in shards:
         doc_ids = corpus.read(shard, ["doc_id"])["doc_id"].to_numpy()
-        read = selection_scores.read(terms, {"scores": found}, shard, doc_ids)
+        read = selection_scores.read(terms, found, shard, doc_ids)
+        inside = np.isin(doc_ids, pool.doc_id)
         values = np.where(read.reason == selection_scores.OK, read.score, np.nan)
-        parts.append(values[np.isin(doc_ids, pool.doc_id)])
-    return Score(
-        name,
-        plan["title"],
-        plan["axis"],
-        np.concatenate(parts),
-        found.manifest.counts,
-        found.digest,
-    )
+        parts.append(values[inside])
+        statuses.update(read.reasons[code] for code in read.reason[inside].tolist())
+    digests = [scores.digest for scores in found.values()]
+    digest = digests[0] if len(digests) == 1 else artefact.digest_of(digests)
+    return Score(name, plan["title"], plan["axis"], np.concatenate(parts), statuses, digest)
 
 
 def _examples(score: Score, corpus: Artefact, pool: Pool, each: int = 2) -> tuple[Example, ...]:
@@ -229,6 +244,55 @@ def _examples(score: Score, corpus: Artefact, pool: Pool, each: int = 2) -> tupl
     )
 
 
+def _token_values(scorers: Mapping[str, Any], stages: Mapping[str, str]) -> Artefact | None:
+    """The first score set that holds a value for every token."""
+    for plan in scorers.values():
+        for stage, *_ in plan["terms"]:
+            scores = artefact.load(stages[stage], "scores")
+            if "token_nll" in scores.parquet(0).schema_arrow.names:
+                return scores
+    return None
+
+
+def _sample(corpus: Artefact, pool: Pool, documents: int, token_values: Artefact | None) -> Sample:
+    """Documents to browse, drawn by their hashes, in the order of the draw."""
+    draws = randomness.hashed(1, pool.doc_id)
+    rows = np.argsort(draws, kind="stable")[:documents]
+    longest = min(EXAMPLE_LENGTH, max(SAMPLE_BYTES // max(len(rows), 1), 160))
+    found = _texts(corpus, pool.doc_id[rows])
+    documents_found = [found[int(doc_id)] for doc_id in pool.doc_id[rows]]
+    return Sample(
+        rows=rows,
+        text=tuple(item["text"][:longest] for item in documents_found),
+        cut=np.asarray([len(item["text"]) > longest for item in documents_found]),
+        place=tuple(
+            item.get("url") or str(domain or "")
+            for item, domain in zip(documents_found, pool.domain[rows], strict=True)
+        ),
+        tokens=_tokens(Corpus(corpus), token_values, pool.doc_id[rows[:SHADED]]),
+    )
+
+
+def _tokens(
+    corpus: Corpus, scores: Artefact | None, doc_ids: np.ndarray
+) -> dict[int, tuple[list[str], np.ndarray]]:
+    """Texts and values of the tokens, by the place of the document."""
+    if scores is None:
+        return {}
+    found = {}
+    for shard in np.unique(doc_ids >> 32).tolist():
+        places = np.flatnonzero(doc_ids >> 32 == shard)
+        rows = doc_ids[places] & 0xFFFFFFFF
+        values = scores.read(shard, ["token_nll"])["token_nll"].take(pa.array(rows)).to_pylist()
+        for place, tokens, nll in zip(
+            places.tolist(), corpus.tokens_of(shard, rows), values, strict=True
+        ):
+            if nll:
+                pieces = corpus.vocabulary.pieces(tokens[: len(nll)].tolist())
+                found[place] = pieces, np.asarray(nll, np.float64)  # None becomes NaN
+    return found
+
+
 def _texts(corpus: Artefact, doc_ids: np.ndarray) -> dict[int, dict[str, str]]:
     """Text and address of some documents, by doc_id; reads the row groups that hold them."""
     found: dict[int, dict[str, str]] = {}
@@ -249,28 +313,54 @@ def _texts(corpus: Artefact, doc_ids: np.ndarray) -> dict[int, dict[str, str]]:
     return found
 
 
-def _costs(
-    places: Mapping[str, Any], config: Mapping[str, Any], runs: Sequence[Run]
-) -> tuple[Cost, ...]:
-    costs = []
-    for name, path in places["models"].items():
-        file = epath.Path(path) / "result.json"
-        if file.exists():
-            result = json.loads(file.read_text())
-            title = {"scoring": "Training the scoring model", "judge": "Fine-tuning the judge"}[
-                name
-            ]
-            costs.append(Cost(title, result["seconds"], result["flops"], result["tokens"]))
-    for name, item in places["scores"].items():
-        measured = json.loads((epath.Path(item["path"]) / artefact.MEASURED).read_text())
-        title = f"Scoring by {config['scorers'][name]['title']}"
-        flops, tokens = measured["useful_flops"], int(measured["model_tokens"])
-        costs.append(Cost(title, measured["seconds"], flops, tokens))
-    return tuple(costs)
+_CELLS = ("select", "train", "perplexity")  # sorts of stages that belong to a cell
+_SHARED = ("vocabulary", "corpus", "split")  # that every study needs
+
+
+def _cell(run: Mapping[str, Any]) -> str:
+    return Cell(run["sampler"], run["keep_rate"], run["seed"], run["size"]).name
+
+
+def _costs(study: epath.Path, places: Mapping[str, Any]) -> dict[str, Cost]:
+    """What every stage took, by its name; from its result, and from the scheduler's note of it."""
+    costs = {}
+    for name, result in places["made"].items():
+        note_file = study / "stages" / f"{name}.json"
+        note = json.loads(note_file.read_text()) if note_file.exists() else {}
+        file, work = epath.Path(result), {}
+        if file.name == artefact.MANIFEST and (file.parent / artefact.MEASURED).exists():
+            measured = json.loads((file.parent / artefact.MEASURED).read_text())
+            if "useful_flops" in measured:
+                work = {"flops": measured["useful_flops"], "tokens": int(measured["model_tokens"])}
+        elif file.exists() and file.suffix == ".json":
+            trained = json.loads(file.read_text())
+            work = {key: trained[key] for key in ("flops", "tokens") if key in trained}
+        title = name.replace("/", ": ").replace("_", " ")
+        costs[name] = Cost(title, note.get("cpu_seconds"), work.get("flops"), work.get("tokens"))
+    return costs
+
+
+def _together(stage: str, costs: Mapping[str, Cost], needs: Mapping[str, Sequence[str]]) -> Cost:
+    """A stage's cost and that of all it needs, but for what every study needs."""
+    found: set[str] = set()
+    waiting = [stage]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name.partition("/")[0] not in _SHARED:
+            found.add(name)
+            waiting += needs[name]
+    parts = [costs[name] for name in sorted(found)]
+    seconds = [part.cpu_seconds for part in parts]
+    return Cost(
+        stage,
+        None if None in seconds else float(sum(seconds)),  # type: ignore[arg-type]
+        float(sum(part.flops or 0.0 for part in parts)),
+        sum(part.tokens or 0 for part in parts),
+    )
 
 
 def _judge_caveat(models: Mapping[str, str]) -> Iterator[str]:
-    """How well a judge that was trained here answered, at the end of its training.
+    """How well a judge that was trained here answers, on examples from the pool.
 
     Its targets are the answer and EOS, which it always has right once it is trained at all.
     """
@@ -278,12 +368,14 @@ def _judge_caveat(models: Mapping[str, str]) -> Iterator[str]:
     if file is None or not file.exists():
         return
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    last = [line["accuracy"] for line in lines if line["kind"] == "train"][-5:]
-    right = max(2 * float(np.mean(last)) - 1, 0.0)
+    exams = [line["accuracy"] for line in lines if line["kind"] == "eval"]
+    if not exams:
+        return
+    right = max(2 * exams[-1] - 1, 0.0)
     verdict = "; do not read its selections as a verdict on Ask-LLM" if right < 0.6 else ""
     yield (
-        f"At the end of its training the judge gave {right:.0%} of its own examples the right "
-        f"answer, where guessing gives about half{verdict}."
+        f"Of documents that it had not seen, half of them damaged, the judge told {right:.0%} "
+        f"rightly; guessing gives about half{verdict}."
     )
 
 

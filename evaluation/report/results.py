@@ -50,6 +50,7 @@ class Run:
     sampler: str
     keep_rate: float
     seed: int
+    size: str  # of the model; "" for the study's own
     documents: int
     tokens: int
     share_kept: float
@@ -101,6 +102,26 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+    """Documents of the pool to be browsed, drawn by their hashes.
+
+    Attributes:
+      rows: int64 [documents], of the pool.
+      text: their beginnings.
+      cut: bool [documents], whether the text goes on.
+      place: where each comes from: its address, or else its domain.
+      tokens: index in the sample -> the tokens' texts, and their negative log-likelihoods in nats,
+        float64, NaN where there is none.
+    """
+
+    rows: np.ndarray
+    text: tuple[str, ...]
+    cut: np.ndarray
+    place: tuple[str, ...]
+    tokens: Mapping[int, tuple[list[str], np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """A document to be shown."""
 
@@ -116,10 +137,16 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a piece of work took, measured."""
+    """What a piece of work took, measured.
+
+    Attributes:
+      cpu_seconds: of all its processes, their start included; None where no note of it is left.
+      flops: of the models, counted from their shapes; None for work without one.
+      tokens: that a model has read.
+    """
 
     title: str
-    seconds: float
+    cpu_seconds: float | None
     flops: float | None
     tokens: int | None
 
@@ -139,8 +166,12 @@ class Results:
     kept: Mapping[tuple[str, float, int], np.ndarray]  # run -> bool [documents of the pool]
     scores: tuple[Score, ...]
     examples: Mapping[str, tuple[Example, ...]]  # by scorer
+    sample: Sample
     corpus: Mapping[str, Any]  # the manifest
-    costs: tuple[Cost, ...]
+    costs: tuple[Cost, ...]  # models and stages, each once
+    sampler_costs: Mapping[str, Cost]  # all that had to be made for a sampler's selection
+    training_cost: Cost  # of one run on the full data
+    sizes: Mapping[str, str]  # of the model, besides the study's own: name -> title
     configuration: Mapping[str, Any]
     provenance: tuple[Mapping[str, str], ...]  # name, kind, digest, path of every artefact
     commands: tuple[str, ...]

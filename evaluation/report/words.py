@@ -1,7 +1,8 @@
 """What the numbers say, in sentences. Every word here follows from a comparison, none from a hope.
 
 Choices
-- A difference is spoken of as one only where its 95% interval excludes zero.
+- A difference is spoken of as one only where its 95% interval excludes zero, and still does after
+  Holm's correction for looking at all of them.
 - Scores of one scorer taken low, in the middle and high are set against each other, since the
   literature contradicts itself on which is best.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evaluation.report.comparison import Cell, Estimate
+from evaluation.report.comparison import Cell, Sizes
 from evaluation.report.results import RANDOM, Cost, Evaluation, Results, Sampler
+from evaluation.significance import Estimate
 
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -119,6 +121,27 @@ def _within_scorers(
     return sentences
 
 
+def sizes(
+    found: Mapping[str, Sizes], titles: Mapping[str, str], evaluations: Sequence[Evaluation]
+) -> list[str]:
+    """Which selection the extrapolation sees ahead at a larger size, and how sure it is."""
+    sentences = []
+    for item in evaluations:
+        here = found.get(item.name)
+        if here is None or not here.wins:
+            continue
+        ranked = sorted(here.wins.items(), key=lambda pair: -pair[1])
+        (first, share), (second, rest) = ranked[:2]
+        sure = "" if share >= 0.9 else ": too little to call it"
+        sentences.append(
+            f"At {here.target / 1e6:.3g}M parameters, "
+            f"{here.target / here.parameters[-1]:.0f} times the largest size trained, the fits put "
+            f"{titles[first]} lowest on {item.title} in {share:.0%} of the draws, {titles[second]} "
+            f"in {rest:.0%}{sure}."
+        )
+    return sentences
+
+
 def cost(costs: Sequence[Cost], training: Cost) -> str:
     """What scoring cost, in training runs."""
     parts = []
@@ -143,8 +166,9 @@ def caveats(results: Results, cells: Sequence[Cell]) -> list[str]:
     if noise := _noise(cells):
         found.append(noise)
     found.append(
-        f"{pruned} selections were compared, with no correction for looking at many: the best of "
-        "several equal ones looks better than it is."
+        f"{pruned} selections were compared. Differences are marked after Holm's correction for "
+        "that; their intervals are those of one look, and the best of several equal ones looks "
+        "better than it is."
     )
     most = max(cell.epochs for cell in cells)
     if most < 1:

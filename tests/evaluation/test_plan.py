@@ -12,12 +12,14 @@ from evaluation.recipes import Recipe
 from evaluation.stages import ordered
 from pruning import configuration
 
-QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.gin")
+STAGE = study.StagePlan("select", Recipe("configs/select/random.gin"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICKSTART, REAL = str(CONFIGS / "quickstart.gin"), str(CONFIGS / "evaluate" / "study_real.gin")
 
 
-def build(*bindings: str) -> study.StudyConfig:
+def build(*bindings: str, file: str = QUICKSTART) -> study.StudyConfig:
     return configuration.build(
-        "Study", study.CONFIGURABLES, [QUICKSTART], ["OUTPUT = 'runs/test'", *bindings]
+        "Study", study.CONFIGURABLES, [file], ["OUTPUT = 'runs/test'", *bindings]
     )
 
 
@@ -26,12 +28,19 @@ def config():
     return build()
 
 
+@pytest.fixture(scope="module")
+def real():
+    """Every sampler, a chain, and other sizes of the model."""
+    return build(file=REAL)
+
+
 def paths_in(argv) -> set[str]:
     return set(re.findall(r"runs/test/[\w/.-]+", " ".join(argv)))
 
 
-def test_every_stage_reads_what_its_needs_have_made(config):
-    stages = ordered(plan(config).stages)
+@pytest.mark.parametrize("name", ["config", "real"])
+def test_every_stage_reads_what_its_needs_have_made(name, request):
+    stages = ordered(plan(request.getfixturevalue(name)).stages)
     made_by = {stage.result.rpartition("/")[0]: stage.name for stage in stages}
     for stage in stages:
         own = stage.result.rpartition("/")[0]
@@ -55,6 +64,30 @@ def test_the_grid_is_complete_and_each_cell_differs_in_its_selection_alone(confi
         assert len(of_seed) == len(cells) / 2 and len(shared) == 1
 
 
+def test_other_sizes_train_on_the_same_selections(real):
+    planned = plan(real)
+    runs = planned.places["runs"]
+    selections = {
+        (run["sampler"], run["seed"]): run["selection"] for run in runs if not run["size"]
+    }
+    others = [run for run in runs if run["size"]]
+    expected = {
+        (sampler, size) for size, item in real.sizes.items() for sampler in ("full", *item.samplers)
+    }
+    assert {(run["sampler"], run["size"]) for run in others} == expected
+    for run in others:
+        assert run["selection"] == selections[run["sampler"], run["seed"]]
+    made = [stage.result for stage in planned.stages if stage.sort == "select"]
+    assert len(set(made)) == len(made)
+
+
+def test_a_chain_keeps_the_same_share_of_the_pool(real):
+    stages = {stage.name: stage for stage in plan(real).stages}
+    joint = stages["select/joint-20-seed0"]
+    assert "--gin.WITHIN=runs/test/made/untwinned" in joint.argv and "--gin.KEEP=0.4" in joint.argv
+    assert "select/untwinned" in joint.needs
+
+
 def test_parts_of_the_corpus_that_overlap_are_refused(config):
     with pytest.raises(ValueError, match="pool_split and held_out"):
         plan(dataclasses.replace(config, pool_split=(0.35, 0.995)))
@@ -65,6 +98,23 @@ def test_what_does_not_fit_is_refused(config):
         plan(dataclasses.replace(config, keep_rates=(20.0,)))
     with pytest.raises(ValueError, match="looks at the scorer 'likelihood'"):
         plan(dataclasses.replace(config, scorers={"ask_llm": config.scorers["ask_llm"]}))
+    with pytest.raises(ValueError, match="reads the stage 'likelihood'"):
+        plan(dataclasses.replace(config, stages={"ask_llm": config.stages["ask_llm"]}))
+    with pytest.raises(ValueError, match="the stage 'pool' has the name"):
+        plan(dataclasses.replace(config, stages={**config.stages, "pool": STAGE}))
+    with pytest.raises(ValueError, match="x wants 'nothing', which is neither"):
+        stage = dataclasses.replace(STAGE, inputs={"SCORES": "nothing"})
+        plan(dataclasses.replace(config, stages={**config.stages, "x": stage}))
+    with pytest.raises(ValueError, match="stages need each other: x -> y -> x"):
+        pair = {"x": {"SCORES": "y"}, "y": {"SCORES": "x"}}
+        circle = {k: dataclasses.replace(STAGE, inputs=v) for k, v in pair.items()}
+        plan(dataclasses.replace(config, stages={**config.stages, **circle}))
+    with pytest.raises(ValueError, match="of which its WITHIN leaves 30%"):
+        chain = dataclasses.replace(config.samplers["ask_llm"], within_share=0.3)
+        plan(dataclasses.replace(config, samplers={"chain": chain}))
+    with pytest.raises(ValueError, match="names 'none', which is no sampler"):
+        size = study.SizePlan("large", config.train, ("none",))
+        plan(dataclasses.replace(config, sizes={"large": size}))
     with pytest.raises(ValueError, match="wants a judge"):
         plan(dataclasses.replace(config, judge=None))
     with pytest.raises(ValueError, match="call the sampler something else"):
@@ -79,7 +129,7 @@ def test_published_weights_in_place_of_the_judge(config, tmp_path, t5_vocabulary
     (judge / "spiece.model").write_bytes(t5_vocabulary_file.read_bytes())
     planned = plan(build(f"JUDGE = '{judge}'"))
     stages = {stage.name: stage for stage in planned.stages}
-    assert not {"vocabulary", "examples", "model/judge"} & set(stages)
+    assert not {"vocabulary", "examples/judge_examples", "model/judge"} & set(stages)
     assert f"--gin.VOCABULARY={judge / 'spiece.model'}" in stages["corpus"].argv
     assert f"--gin.MODEL={judge}" in stages["score/ask_llm"].argv
     assert "--gin.T5Config.vocab_size=32128" in stages["train/full-100-seed0"].argv
