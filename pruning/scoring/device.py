@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +56,27 @@ def load(path: str, dtype: str, fsdp: int = 1, tensor: int = 1) -> Loaded:
     return Loaded(model, params, mesh, digest)
 
 
+def lowered(
+    step: Callable[[Any, Mapping[str, jax.Array]], jax.Array],
+    params: Any,
+    mesh: jax.sharding.Mesh,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Any:
+    """A scorer's step, traced for a mesh and one shape of batch; `.compile()` is what remains.
+
+    Args:
+      params: arrays, or `jax.ShapeDtypeStruct` with shardings where there are no devices.
+      shapes: of the batch's int32 arrays, by feature.
+    """
+    sharding = partitioning.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
+        for name, shape in shapes.items()
+    }
+    with partitioning.use(mesh):
+        return jax.jit(step, out_shardings=sharding).lower(params, batch)
+
+
 class Step:
     """A scorer's step, compiled for one shape of batch."""
 
@@ -78,14 +99,8 @@ class Step:
                 f"batch_rows={rows} does not divide over {parts} devices (data x fsdp): give a "
                 f"multiple of {parts}."
             )
-        batch = {
-            name: jax.ShapeDtypeStruct(shape, np.int32, sharding=self._sharding)
-            for name, shape in shapes.items()
-        }
         started = time.perf_counter()
-        with partitioning.use(mesh):
-            step = jax.jit(prepared.step, out_shardings=self._sharding)
-            self._call = step.lower(loaded.params, batch).compile()
+        self._call = lowered(prepared.step, loaded.params, mesh, shapes).compile()
         self.compile_seconds = time.perf_counter() - started
         peak = flops.peak_flops(mesh.devices.flat[0])
         self.peak_flops = None if peak is None else peak * mesh.size
