@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pruning import __main__ as commands
 from pruning import heartbeat, status
-from pruning.artefact import ArtefactError, Build
+from pruning.artefact import Build
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARDS = 6
@@ -132,13 +133,14 @@ def test_files_of_workers_that_say_nothing_are_seen(tmp_path):
     assert worker.state == "lost"
 
 
-def test_what_is_finished_or_is_nothing(make_corpus, records, tmp_path):
+def test_what_is_finished_or_is_nothing(make_corpus, records, tmp_path, capsys):
     made = make_corpus(tmp_path, [records(9, 1), records(9, 2)])
-    [line, took] = status.lines(made.artefact.path)
+    assert commands.main(["status", str(made.artefact.path), "--watch"]) == 0  # nothing to wait for
+    [line, took] = capsys.readouterr().out.splitlines()
     assert "corpus, finished: 18 rows" in line and "in 2 shards" in line
     assert took.strip().startswith("took")
-    with pytest.raises(ArtefactError, match=r"holds no manifest\.json"):
-        list(status.lines(tmp_path))
+    assert commands.main(["status", str(tmp_path)]) == 1
+    assert "holds no manifest.json" in capsys.readouterr().err
 
 
 def _until(file) -> None:
