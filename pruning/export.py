@@ -2,7 +2,7 @@
 
     dataset/
       README.md                        the card: what it is, where it comes from, how to read it
-      data-00000-of-00016.parquet      or .jsonl.zst
+      data-00000-of-00016.parquet      or .jsonl.zst, .array_record, .tfrecord
 
 Choices
 - With a selection: the kept documents. Without one: all of them, which with `text = False` and a
@@ -10,6 +10,8 @@ Choices
   (xxh3-64 of the UTF-8 text) and the url say whose they are.
 - Scores are joined by position and their `doc_id`s compared: those of another corpus are refused.
 - A shard of the corpus becomes a file, so the files are made in parallel and kept on restart.
+- Records (ArrayRecord, TFRecord) hold one tf.train.Example a document, as TFDS's do. Their writers
+  want a local file: it is copied to where the dataset is.
 - A new format is a function from tables to bytes in `FORMATS`.
 """
 
@@ -17,9 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +35,7 @@ from pruning import artefact, parallel, progress
 from pruning.artefact import Artefact, ArtefactError, Build
 from pruning.corpus import ROW_GROUP, Corpus, load_corpus
 from pruning.selection import Selection, load_selection
+from pruning.tf_example import example
 
 KIND = "dataset"
 NAME = "Export"
@@ -47,7 +54,8 @@ class ExportConfig:
         in front ("small_ask_llm_yes").
       text: whether to write the text.
       columns: further columns of the corpus; None for its metadata and `text_hash`.
-      format: "parquet" or "jsonl.zst".
+      format: "parquet", "jsonl.zst", "array_record" (wants the extra of that name) or "tfrecord"
+        (wants TensorFlow: the extra "seqio").
       title, licence: for the card; the licence of the texts is yours to say.
       workers: local processes; 0 for one per CPU.
     """
@@ -58,7 +66,7 @@ class ExportConfig:
     scores: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     text: bool = True
     columns: tuple[str, ...] | None = None
-    format: Literal["parquet", "jsonl.zst"] = "parquet"
+    format: Literal["parquet", "jsonl.zst", "array_record", "tfrecord"] = "parquet"
     title: str = "A pruned corpus"
     licence: str = "unknown"
     workers: int = 0
@@ -74,6 +82,7 @@ def run(config: ExportConfig) -> Artefact:
       ArtefactError: selection or scores belong to another corpus; a column is missing.
     """
     exported = Exported.open(config)
+    _require_library(config.format)
     build = Build(
         config.output,
         KIND,
@@ -243,9 +252,84 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
+def _array_record(build: Build, shard: int, tables: Iterator[tuple[pa.Table, int]]) -> int:
+    from array_record.python import array_record_module
+
+    def opened(path: Path) -> Any:
+        # One record a group: any document can be read alone.
+        return array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+
+    return _records(build, shard, "array_record", opened, tables)
+
+
+def _tfrecord(build: Build, shard: int, tables: Iterator[tuple[pa.Table, int]]) -> int:
+    import tensorflow as tf
+
+    def opened(path: Path) -> Any:
+        return tf.io.TFRecordWriter(os.fspath(path))
+
+    return _records(build, shard, "tfrecord", opened, tables)
+
+
+def _records(
+    build: Build,
+    shard: int,
+    suffix: str,
+    opened: Callable[[Path], Any],
+    tables: Iterator[tuple[pa.Table, int]],
+) -> int:
+    """One tf.train.Example a document, by a writer of a local file."""
+    with tempfile.TemporaryDirectory() as directory, build.bytes_shard(shard, suffix) as writer:
+        path = Path(directory) / f"records.{suffix}"
+        records = opened(path)
+        for table, tokens in tables:
+            for row in table.to_pylist():
+                records.write(example(row))
+            writer.rows += table.num_rows
+            writer.tokens += tokens
+        records.close()
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                writer.write(block)
+        return writer.rows
+
+
+_LIBRARIES = {"array_record": ("array_record", "array_record"), "tfrecord": ("tensorflow", "seqio")}
+
+
+def _require_library(format: str) -> None:
+    """Raises ArtefactError where a format cannot be written here, before anything is."""
+    library, extra = _LIBRARIES.get(format, (None, None))
+    if library and importlib.util.find_spec(library) is None:
+        raise ArtefactError(
+            f"the format {format!r} wants {library}: pip install 'winnow-lm[{extra}]', or export "
+            "as parquet or jsonl.zst."
+        )
+
+
 FORMATS: dict[str, Callable[[Build, int, Iterator[tuple[pa.Table, int]]], int]] = {
     "parquet": _parquet,
     "jsonl.zst": _jsonl_zst,
+    "array_record": _array_record,
+    "tfrecord": _tfrecord,
+}
+
+_LOAD_DATASET = """from datasets import load_dataset
+
+documents = load_dataset(".", split="train")"""
+_READING = {
+    "array_record": """import glob
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+documents = ArrayRecordDataSource(sorted(glob.glob("data-*.array_record")))
+documents[0]  # a serialised tf.train.Example; a null is a feature that is not there""",
+    "tfrecord": """import glob
+
+import tensorflow as tf
+
+documents = tf.data.TFRecordDataset(sorted(glob.glob("data-*.tfrecord")))
+tf.train.Example.FromString(next(iter(documents)).numpy())  # a null is not there""",
 }
 
 
@@ -262,15 +346,15 @@ def _card(exported: Exported, rows: int, tokens: int) -> str:
         f"| `{field.name}` | {field.type} | {_cell(meanings.get(field.name, ''))} |"
         for field in exported.schema
     )
+    files = ""  # dataset hubs read these formats only
+    if config.format in ("parquet", "jsonl.zst"):
+        files = f'configs:\n- config_name: default\n  data_files: "data-*.{config.format}"\n'
     parts = [
         f"""---
 pretty_name: {json.dumps(config.title)}
 license: {json.dumps(config.licence)}
 tags: [data-pruning, pretraining]
-configs:
-- config_name: default
-  data_files: "data-*.{config.format}"
----
+{files}---
 
 # {_cell(config.title)}
 
@@ -278,9 +362,7 @@ configs:
 {corpus.rows:,} documents and {corpus.tokens:,} tokens.
 
 ```python
-from datasets import load_dataset
-
-documents = load_dataset(".", split="train")
+{_READING.get(config.format, _LOAD_DATASET)}
 ```
 
 ## Columns

@@ -63,11 +63,40 @@ def rows_of(dataset: Artefact) -> list[dict]:
     if dataset.manifest.shards[0].file.endswith(".parquet"):
         return [row for k in range(dataset.num_shards) for row in dataset.read(k).to_pylist()]
     rows = []
+    if dataset.manifest.shards[0].file.endswith("record"):
+        return [row for shard in dataset.manifest.shards for row in records_of(dataset, shard)]
     for shard in dataset.manifest.shards:
         with zstandard.open(dataset.path / shard.file, "rt", encoding="utf-8") as file:
             found = [json.loads(line, parse_constant=pytest.fail) for line in file]
         assert len(found) == shard.rows
         rows += found
+    return rows
+
+
+def records_of(dataset: Artefact, shard) -> list[dict]:
+    """The rows of a file of tf.train.Examples; what is not there is None."""
+    tf = pytest.importorskip("tensorflow", reason="reads the records: install [seqio]")
+    path = str(dataset.path / shard.file)
+    if path.endswith("array_record"):
+        module = pytest.importorskip("array_record.python.array_record_module")
+        reader = module.ArrayRecordReader(path)
+        found = reader.read_all() if reader.num_records() else []
+        reader.close()
+    else:
+        found = [record.numpy() for record in tf.data.TFRecordDataset(path)]
+    assert len(found) == shard.rows
+    described = dataset.manifest.config
+    names = [*described["columns"], *(n for of in described["scores"].values() for n in of)]
+    rows = []
+    for record in found:
+        features = tf.train.Example.FromString(record).features.feature
+        row: dict = dict.fromkeys(names)
+        for name, feature in features.items():
+            values = list(getattr(feature, feature.WhichOneof("kind")).value)
+            values = [v.decode() if isinstance(v, bytes) else v for v in values]
+            row[name] = values if name == "token_nll" else values[0]
+        row["text_hash"] %= 2**64
+        rows.append(row)
     return rows
 
 
@@ -173,6 +202,18 @@ def test_the_card_can_be_read_by_machines_and_people(made, tmp_path):
     assert all(line.count("|") - line.count("\\|") in (3, 4) for line in table)
 
 
+def test_a_format_without_its_library_is_refused_before_anything_is_written(
+    made, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    config = ExportConfig(
+        corpus=str(made.artefact.path), output=str(tmp_path / "out"), format="array_record"
+    )
+    with pytest.raises(ArtefactError, match=r"winnow-lm\[array_record\]"):
+        export.run(config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_json_has_no_nan():
     row = {"a": math.nan, "b": [1.0, math.inf], "c": {"d": -math.inf}, "e": "NaN"}
     assert export._jsonable(row) == {"a": None, "b": [1.0, None], "c": {"d": None}, "e": "NaN"}
@@ -181,7 +222,7 @@ def test_json_has_no_nan():
 def test_hugging_face_reads_both(made, tmp_path):
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
     found = []
-    for format in export.FORMATS:
+    for format in ("parquet", "jsonl.zst"):
         config = ExportConfig(
             corpus=str(made.artefact.path),
             output=str(tmp_path / format),
