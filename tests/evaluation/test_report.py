@@ -96,6 +96,84 @@ def test_steps_to_reach_is_where_it_first_comes_down():
     assert comparison.steps_to_reach(Curve(np.arange(4), np.array([5.0, 3, 4, 2])), 3.5) == 0.75
 
 
+def test_the_front_is_what_nothing_beats():
+    base = np.linspace(2, 4, 20)
+    offsets = {
+        ("full", 1.0): 0.0,
+        ("a", 0.5): 0.1,
+        ("b", 0.5): 0.3,
+        ("c", 0.2): 0.2,
+        ("d", 0.8): 0.15,
+    }
+    runs = [run_of(name, rate, base + by) for (name, rate), by in offsets.items()]
+    cells = comparison.compare(runs, ["hq"])
+    front = comparison.pareto(cells, "hq")
+    assert [cell.sampler for cell in front] == ["c", "a", "full"]
+
+
+def test_a_difference_must_survive_many_looks_and_many_seeds():
+    rng = np.random.default_rng(0)
+    base = np.linspace(2, 4, 40)
+
+    def runs(sampler, offsets):
+        noise = rng.normal(0, 0.02, 40)
+        return [run_of(sampler, 0.5, base + by + noise, seed) for seed, by in enumerate(offsets)]
+
+    steady, erratic = (0.3, 0.31, 0.29), (0.6, 0.0, 0.3)  # seed by seed against the full data
+    full = [run_of("full", 1.0, base, seed) for seed in range(3)]
+    cells = comparison.compare([*full, *runs("a", steady), *runs("b", erratic)], ["hq"])
+    a, b = (cell.measures["hq"].to_full for cell in cells[1:])
+    assert a.value == pytest.approx(b.value, abs=0.02)
+    assert a.sign == 1 and b.sign == 0 and b.low < 0 < b.high
+    assert a.adjusted == pytest.approx(2 * a.p)
+
+
+def sized(sampler, parameters, loss, size, seed=0):
+    made = run_of(sampler, 1.0 if sampler == "full" else 0.5, np.linspace(-1, 1, 40) + loss, seed)
+    return dataclasses.replace(made, size=size, parameters=parameters)
+
+
+def test_sizes_of_the_model():
+    """Exact power laws: a selection worth as much as a model of twice the size."""
+    laws = {"full": (2.0, 30.0), "good": (2.0, 30.0 * 2**-0.3), "bad": (2.4, 30.0)}
+    sizes = {"small": 1_000_000, "": 2_000_000, "large": 4_000_000}
+    runs = [
+        sized(name, n, floor + scale * n**-0.3, size)
+        for name, (floor, scale) in laws.items()
+        for size, n in sizes.items()
+    ]
+    found = comparison.sizes(runs, "hq", 0.5)
+    assert found.parameters == (1_000_000, 2_000_000, 4_000_000)
+    assert found.over_scaling["good"].value == pytest.approx(100)
+    assert found.over_scaling["full"].value == 0 and found.over_scaling["bad"].value < 0
+    assert found.effective_size["good"].value == pytest.approx(4e6, rel=0.02)
+    assert found.effective_size["full"].value == pytest.approx(2e6, rel=0.02)
+    assert found.target == 4e7
+    for name, (floor, scale) in laws.items():
+        assert found.predicted[name].value == pytest.approx(floor + scale * 4e7**-0.3, abs=0.01)
+    assert found.wins == {"full": 0.0, "good": 1.0, "bad": 0.0}
+    said = words.sizes({"hq": found}, {"good": "Good", "full": "Full", "bad": "Bad"}, [EVALUATION])
+    assert said[0].startswith(
+        "At 40M parameters, 10 times the largest size trained, the fits put Good"
+    )
+    mean = comparison.mean_over_scaling([found, found], "good")
+    assert mean.value == pytest.approx(100)
+    assert comparison.sizes([run for run in runs if not run.size], "hq", 0.5) is None
+
+
+def test_how_trainings_go_makes_the_extrapolation_unsure():
+    laws = {"full": 30.0, "good": 29.9}
+    sizes = {"small": 1_000_000, "": 2_000_000, "large": 4_000_000}
+    runs = [
+        sized(name, n, 2 + scale * n**-0.3 + (0.05 * (seed - 1) if not size else 0), size, seed)
+        for name, scale in laws.items()
+        for size, n in sizes.items()
+        for seed in ((0, 1, 2) if not size else (1,))
+    ]
+    wins = comparison.sizes(runs, "hq", 0.5).wins
+    assert 0.2 < wins["good"] < 0.8
+
+
 # --------------------------------------------------------------------------------------------------
 # Words
 
