@@ -18,8 +18,9 @@ Choices
   stopped goes on; `--anew` compiles again.
 - The share of peak is model FLOPs over what the chips could do in the cycles. Model FLOPs are the
   plain model's (models/flops.py), so that two programs of one model compare by it as by their time.
-- Cycles of Pallas kernels, which the compiler does not estimate, are counted: the bundles of the
-  final schedule, with their loops, which the compiler writes down when asked (`kernel_cycles`).
+- Cycles of Pallas kernels, which the compiler does not estimate, are counted in its final schedule
+  (tpu/bundles.py): an upper bound. Where a loop of a kernel depends on data, `--kernel NAME=CYCLES`
+  says what to reckon with.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tpu import bundles
 from tpu.chips import GIB, Topology, TopologyError
 from tpu.programs import PROGRAMS, Cell, ProgramError
 
@@ -170,7 +173,7 @@ def cell_of(value: dict[str, Any]) -> Cell:
     """A cell from its JSON."""
     pairs = {
         name: tuple((key, _frozen(setting)) for key, setting in value[name])
-        for name in ("settings", "train", "options")
+        for name in ("settings", "train", "options", "kernels")
     }
     return Cell(**{**value, **pairs})
 
@@ -192,12 +195,13 @@ def versions() -> dict[str, str]:
 
 
 def prepare_environment(dump: Path | None = None) -> None:
-    """Call it before anything imports jax. `dump`: where the compiler writes kernels' schedules."""
+    """Call it before anything imports jax. `dump`: where the compiler writes its schedules."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if dump is not None:
-        flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
-        os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
+        given = os.environ.get("LIBTPU_INIT_ARGS", "")
+        flags = bundles.FLAGS.format(directory=dump)
+        os.environ["LIBTPU_INIT_ARGS"] = f"{given} {flags}".strip()
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:
@@ -210,15 +214,18 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     return topologies.get_topology_desc(str(topology), "tpu").devices
 
 
-def compile_cell(cell: Cell, devices: Sequence[Any] | None = None) -> tuple[Result, str]:
+def compile_cell(
+    cell: Cell, devices: Sequence[Any] | None = None, dump: Path | None = None
+) -> tuple[Result, str]:
     """Compiles a cell. Returns the result and the program's text ("" where there is none).
 
     Args:
       devices: of its topology, where there are some already.
+      dump: what `prepare_environment` was given.
 
     Raises:
       ProgramError: the cell makes no program.
-      HloError: what was compiled cannot be costed.
+      HloError, BundleError: what was compiled cannot be costed.
     """
     import jax
 
@@ -249,13 +256,16 @@ def compile_cell(cell: Cell, devices: Sequence[Any] | None = None) -> tuple[Resu
     memory["total"] = sum(memory.values())
     text = compiled.as_text()
     cost = hlo.cost(text)
-    if cost.kernels:
-        each = kernel_cycles(cost.kernels)
-        kernels = {
-            name: {"count": count, "cycles": each[name]} for name, count in cost.kernels.items()
+    kernels = {}
+    for kernel in cost.kernels:
+        known = dict(cell.kernels).get(kernel.name)
+        if known is None and dump is None:
+            raise CompileError(f"no cycles known of the kernel {kernel.name}")
+        each = bundles.of_kernel(dump, kernel.instructions) if known is None else known
+        kernels[f"{kernel.name} ({kernel.instructions[0]})"] = {
+            "count": kernel.count,
+            "cycles": each,
         }
-    else:
-        kernels = {}
     result = dataclasses.replace(
         found,
         fits=memory["total"] <= found.topology.chip.hbm,
@@ -269,10 +279,6 @@ def compile_cell(cell: Cell, devices: Sequence[Any] | None = None) -> tuple[Resu
         operations=[list(operation) for operation in cost.operations],
     )
     return result, text
-
-
-def kernel_cycles(kernels: Iterable[str]) -> dict[str, int]:
-    raise CompileError(f"no cycles known of the kernels {', '.join(kernels)}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -414,6 +420,9 @@ def parser() -> argparse.ArgumentParser:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="of the compiler's"
     )
     made.add_argument(
+        "--kernel", action="append", default=[], metavar="NAME=CYCLES", help="of a Pallas kernel"
+    )
+    made.add_argument(
         "--search",
         action="store_true",
         help="rank by estimated rows per second; without --fsdp tries every power of two to 64",
@@ -461,6 +470,7 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
                 settings=tuple(settings) + _pairs(given.set),
                 train=_pairs(given.train),
                 options=tuple((name, str(value)) for name, value in _pairs(given.option)),
+                kernels=_pairs(given.kernel),
                 **chosen,
             )
             cells.append(cell)
@@ -501,11 +511,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         if given.cell is not None:
-            prepare_environment()
-            result, text = compile_cell(cell_of(json.loads(given.cell)))
-            if given.hlo:
-                Path(given.hlo).write_text(text)
-            print(result.to_json(), end="")
+            print(_compiled_here(cell_of(json.loads(given.cell)), given.hlo).to_json(), end="")
             return 0
         return _run(given)
     except (ProgramError, TopologyError, CompileError, ValueError) as error:
@@ -513,16 +519,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _compiled_here(cell: Cell, hlo: str | None) -> Result:
+    with tempfile.TemporaryDirectory(prefix="winnow_schedules_") as directory:
+        prepare_environment(Path(directory))
+        result, text = compile_cell(cell, dump=Path(directory))
+    if hlo:
+        Path(hlo).write_text(text)
+    return result
+
+
 def _run(given: argparse.Namespace) -> int:
     cells = cells_of(given)
     if given.hlo:
         if len(cells) != 1:
             raise ProgramError(f"--hlo is for one cell; these flags make {len(cells)}")
-        prepare_environment()
-        result, text = compile_cell(cells[0])
-        Path(given.hlo).write_text(text)
-        _keep(result, Path(given.results))
-        results = [result]
+        results = [_compiled_here(cells[0], given.hlo)]
+        _keep(results[0], Path(given.results))
     else:
         directory = Path(given.results)
         with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:

@@ -113,19 +113,34 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """All executions of a Pallas kernel on operands of the same shapes.
+
+    Attributes:
+      name: that it was given.
+      instructions: which call it.
+      count: executions in a step.
+    """
+
+    name: str
+    instructions: tuple[str, ...]
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Cost:
     """What one chip does in one step.
 
     Attributes:
       cycles: the compiler's estimate, without Pallas kernels.
-      kernels: executions of each Pallas kernel in a step, by name.
+      kernels: see there.
       collectives: see there.
       bytes: read from and written to HBM by what has cycles; an estimate from shapes.
       operations: the costliest, (cycles in a step, executions, name, source).
     """
 
     cycles: int
-    kernels: dict[str, int]
+    kernels: tuple[Kernel, ...]
     collectives: tuple[Collective, ...]
     bytes: int
     operations: tuple[tuple[int, int, str, str], ...]
@@ -217,12 +232,15 @@ def cost(text: str) -> Cost:
     computations, entry = parse(text)
     executions = _executions(computations, entry)
     cycles = traffic = 0
-    kernels: collections.Counter[str] = collections.Counter()
+    kernels: dict[tuple[str, ...], list[tuple[str, int]]] = collections.defaultdict(list)
     operations: list[tuple[int, int, str, str]] = []
     for name, times in executions.items():
-        for instruction in computations[name].instructions.values():
+        inside = computations[name].instructions
+        for instruction in inside.values():
             if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-                kernels[_kernel(instruction)] += times
+                shapes = [_plain(inside[operand].shape) for operand in instruction.operands]
+                kind = (_kernel(instruction), _plain(instruction.shape), *shapes)
+                kernels[kind].append((instruction.name, times))
             own = instruction.cycles
             if own is None or own < 0:
                 continue
@@ -231,7 +249,10 @@ def cost(text: str) -> Cost:
             operations.append((own * times, times, instruction.name, _source(instruction)))
     return Cost(
         cycles=cycles,
-        kernels=dict(kernels),
+        kernels=tuple(
+            Kernel(kind[0], tuple(name for name, _ in calls), sum(times for _, times in calls))
+            for kind, calls in sorted(kernels.items())
+        ),
         collectives=tuple(_collectives(computations, executions)),
         bytes=traffic,
         operations=tuple(sorted(operations, reverse=True)[:20]),
@@ -266,11 +287,14 @@ def _executions(computations: dict[str, Computation], entry: str) -> dict[str, i
 
 
 def _kernel(instruction: Instruction) -> str:
-    for pattern in (r'"kernel_name":"([^"]+)"', r'kernel_name = "?([\w.-]+)', r'op_name="([^"]+)"'):
-        match = re.search(pattern, instruction.attributes)
-        if match:
-            return match[1].rpartition("/")[2]
-    return instruction.name
+    """The name that a kernel was given: .../NAME/pallas_call among the model's operations."""
+    path = _source(instruction).removesuffix("/pallas_call")
+    return path.rpartition("/")[2] or instruction.name
+
+
+def _plain(shape: str) -> str:
+    """A shape without layouts."""
+    return _ARRAY.sub(r"\1[\2]", shape)
 
 
 def _source(instruction: Instruction) -> str:

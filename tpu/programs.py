@@ -39,6 +39,7 @@ class Cell:
       settings: fields of the model's configuration to change, as (name, value).
       train: settings of train.py's TrainConfig, likewise.
       options: of the compiler, likewise.
+      kernels: cycles of Pallas kernels that are not to be counted, likewise.
     """
 
     topology: str
@@ -52,6 +53,7 @@ class Cell:
     settings: tuple[tuple[str, Any], ...] = ()
     train: tuple[tuple[str, Any], ...] = ()
     options: tuple[tuple[str, str], ...] = ()
+    kernels: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
         if self.program not in PROGRAMS:

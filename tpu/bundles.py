@@ -1,0 +1,97 @@
+"""Cycles of Pallas kernels, counted in the compiler's final schedule.
+
+The compiler estimates no cycles for a kernel, but writes its schedule down when asked, without a
+device:
+
+    LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true \
+        --xla_jf_dump_llo_pass_label_regex=final_bundles"
+
+A bundle is what a core issues in one cycle. The time of a kernel is the sum over its bundles of the
+trips of the loops that they stand in.
+
+- The grid is the outermost loop. Every loop shows the constant that its counter is compared with;
+  one that shows none (its bound depends on data) is an error.
+- What runs in some iterations only (a table that the first one builds, blocks that are skipped) is
+  counted as if it always ran: the figure is an upper bound. Waiting for memory is not in it.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?:(LB|LH|LE|PB|PF|CT)\s*)?:\s*([> ]*)\{(.*)")
+_EXIT = re.compile(r"= scmp\.(?:ge|gt|eq|ne|lt|le)\.\w+(?:\.\w+)? [^;]*?, (\d+) /\* loop exit test")
+FLAGS = (
+    "--xla_jf_dump_to={directory} --xla_jf_dump_llo_text=true "
+    "--xla_jf_dump_llo_pass_label_regex=final_bundles"
+)
+
+
+class BundleError(ValueError):
+    """A schedule whose time cannot be told."""
+
+
+def cycles(text: str) -> int:
+    """Cycles of one execution, from the text of a "...final_bundles.txt".
+
+    Raises:
+      BundleError: no bundles, or a loop without a constant bound.
+    """
+    depths: list[int] = []  # of every bundle
+    trips: dict[int, int] = {}  # of the loop that the bundles belong to, by the loop's number
+    loop_of: list[tuple[int, ...]] = []  # numbers of the loops around every bundle
+    around: list[int] = []
+    loops = 0
+    for line in text.splitlines():
+        match = _BUNDLE.match(line)
+        if match is None:
+            continue
+        depth = match[2].count(">")
+        if match[1] == "LB":
+            del around[depth - 1 :]
+            around.append(loops)
+            loops += 1
+        # NOTE: a bundle of one level deeper that stands behind a loop belongs to that loop: the
+        # scheduler fills the slots behind a branch.
+        depths.append(depth)
+        loop_of.append(tuple(around[:depth]))
+        exit_test = _EXIT.search(match[3])
+        if exit_test and around[:depth]:
+            trips[around[depth - 1]] = int(exit_test[1])
+    if not depths:
+        raise BundleError("no bundles in this text: it is not a final schedule")
+    total = 0
+    for number, loops_around in enumerate(loop_of):
+        times = 1
+        for loop in loops_around:
+            if loop not in trips:
+                raise BundleError(
+                    f"loop {loop} around bundle {number}: its bound is not a constant, so its "
+                    "trips are unknown"
+                )
+            times *= trips[loop]
+        total += times
+    return total
+
+
+def of_kernel(directory: Path, instructions: Iterable[str]) -> int:
+    """Cycles of a kernel, from a dump of the program that has it.
+
+    Args:
+      directory: of the dump.
+      instructions: that call it; the compiler may have written the schedule of one of them only.
+
+    Raises:
+      BundleError: the dump lacks it, or its time cannot be told.
+    """
+    for name in instructions:
+        for file in sorted(directory.glob(f"*-{glob.escape(name)}-*-final_bundles.txt")):
+            if "schedule-analysis" not in file.name:
+                try:
+                    return cycles(file.read_text())
+                except BundleError as error:
+                    raise BundleError(f"kernel {name}: {error}") from error
+    raise BundleError(f"no schedule of the kernel {name} among the files in {directory}")
