@@ -47,6 +47,7 @@ PYTHON = "3.12"
 JOBSET_RELEASE = "https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.0/manifests.yaml"
 _LOST = ("SUSPENDED", "SUSPENDING", "FAILED")  # states of a queued resource that never come back
 _POLL_SECONDS = 30
+_PATIENCE = 20  # failures in a row of asking how things stand
 
 
 class LaunchError(ValueError):
@@ -166,10 +167,19 @@ class Doer:
         self._checked(subprocess.run(command, cwd=REPOSITORY), command)
 
     def ask(self, *command: str, assume: str) -> str:
-        """What a command prints; `assume` is what a dry run goes on with."""
-        asked = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        """What a command prints; `assume` is what a dry run goes on with.
+
+        Asking may fail for a while: a machine is being taken away, a network is slow.
+
+        Raises LaunchError where it fails _PATIENCE times in a row.
+        """
+        for _ in range(_PATIENCE):
+            asked = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+            if asked.returncode == 0 or asked.stdout.strip():
+                return asked.stdout.strip()
+            self.wait(_POLL_SECONDS)
         self._checked(asked, command)
-        return asked.stdout.strip()
+        return ""
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -282,15 +292,19 @@ def queued_resource(settings: Settings, doer: Doer) -> int:
     def start() -> None:
         for index, node in enumerate(nodes):
             command = program(settings, ".venv/bin/python", str(index) if settings.apart else None)
-            loop = f"bash tpu/worker.sh {settings.stage} {settings.failures} {command}"
-            doer.run(*on(node, f"cd winnow && (setsid {loop} </dev/null >/dev/null 2>&1 &)"))
+            stage = settings.stage
+            # Unless one is running, what the last worker left as its status is wiped out.
+            fresh = f"flock -n logs/{stage}.lock -c 'echo starting >logs/{stage}.status'"
+            loop = f"bash tpu/worker.sh {stage} {settings.failures} {command}"
+            start = f"(setsid {loop} </dev/null >/dev/null 2>&1 &)"
+            doer.run(*on(node, f"cd winnow && mkdir -p logs && {{ {fresh}; {start}; }}"))
 
     def delete() -> None:
         doer.run(*resources, "delete", settings.name, *place, "--force", "--quiet")
 
     def watch() -> int:
         """Until all workers are done. Returns the exit status."""
-        said = f"cat winnow/logs/{settings.stage}.status"
+        said = f"cat winnow/logs/{settings.stage}.status || echo unknown"
         while True:
             if (now := state()) in _LOST:
                 print(f"{settings.name} is {now}: getting new machines", flush=True)
@@ -298,7 +312,14 @@ def queued_resource(settings: Settings, doer: Doer) -> int:
                 create()
                 install()
                 start()
-            answers = [doer.ask(*on(node, said), assume="done") for node in nodes]
+            answers = []
+            for node in nodes:
+                try:
+                    answers.append(doer.ask(*on(node, said), assume="done"))
+                except LaunchError:
+                    if state() not in _LOST:
+                        raise
+                    answers.append("lost")
             lines = [line for answer in answers for line in answer.splitlines()]
             if all(line == "done" for line in lines):
                 if settings.delete_when_done:

@@ -32,6 +32,8 @@ for verb in ("describe", "cat "):
         file = here / verb.strip()
         first, *rest = json.loads(file.read_text())
         file.write_text(json.dumps(rest or [first]))
+        if first == "fails":
+            sys.exit(255)
         print(first)
 """
 
@@ -47,6 +49,7 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_CLOUD", str(tmp_path))
     monkeypatch.setattr(launch, "REPOSITORY", tmp_path)
     monkeypatch.setattr(launch, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(launch, "_PATIENCE", 3)
     answers(tmp_path, describe=["ACTIVE"], cat=["done"])
 
     def calls() -> list[list[str]]:
@@ -104,7 +107,7 @@ def test_workers_of_scoring_share_all_shards_between_them(cloud):
     started = [call for call in cloud() if "worker.sh" in call[-1]]
     assert [call[5] for call in started] == ["judge-0", "judge-1", "judge-2"]
     for index, call in enumerate(started):
-        inner = shlex.split(call[-1].removeprefix("--command=").partition("(")[2].rstrip(")"))
+        inner = shlex.split(call[-1].rpartition("(setsid ")[2])
         assert f"--gin.Score.worker={index}" in inner and "--gin.Score.workers=3" in inner
         assert "--gin.CORPUS=gs://b/my corpus" in inner  # a space survives two shells
         assert "--distributed" not in inner
@@ -123,6 +126,13 @@ def test_a_preempted_resource_is_made_again(cloud, tmp_path):
     words = [word(call) for call in cloud()]
     again = ["delete", "create", "describe", "describe", "git", "setup.sh", "setup.sh", "worker.sh"]
     assert words == ["worker.sh", "describe", *again, "cat", "describe", "cat", "delete"]
+
+
+def test_machines_that_do_not_answer_for_a_while_are_asked_again(cloud, tmp_path):
+    answers(tmp_path, describe=["ACTIVE", "fails", "ACTIVE"], cat=["fails", "running", "done"])
+    job = ["queued-resource", "--stage", "train", *CLOUD, "--watch", "--yes"]
+    assert launch.main([*job, *TRAIN]) == 0
+    assert not any("create" in call for call in cloud())
 
 
 def test_a_worker_that_gave_up_is_told(cloud, tmp_path, capsys):
