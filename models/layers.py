@@ -164,13 +164,18 @@ class Embedding(nnx.Module):
 
     def __init__(self, rows: int, features: int, *, axis: str, init: Initializer):
         self.embedding = parameter((rows, features), (axis, "embed"), init)
+        self.axis = axis
 
     def __call__(self, ids: jax.Array, dtype: Any) -> jax.Array:
         """Looks up [batch, length] ids -> [batch, length, features].
 
         An id beyond the table gives NaN: a wrong vocabulary must not pass as a poor score.
         """
-        return jnp.take(self.embedding[...], ids, axis=0, mode="fill").astype(dtype)
+        # NOTE: each device looks its own rows up in the whole width of the table. Left to the
+        # compiler, the table's slices stay where they are and it is the activations, of all rows of
+        # the batch, that are gathered for the gradient.
+        table = constrain(self.embedding[...], (self.axis, None))
+        return jnp.take(table, ids, axis=0, mode="fill").astype(dtype)
 
 
 def dropout(
