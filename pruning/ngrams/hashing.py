@@ -135,6 +135,33 @@ def hashed_ngrams(texts: pa.Array | pa.ChunkedArray, features: Features) -> NGra
     return NGrams(buckets, bounds)
 
 
+def ngram_hashes(
+    texts: pa.Array | pa.ChunkedArray, n: int, punctuation: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """64-bit hashes of the n-grams of exactly `n` words, not reduced to buckets.
+
+    Args:
+      texts: strings, none of them null.
+      n: words.
+      punctuation: whether runs of punctuation are words; else they are passed over.
+
+    Returns:
+      uint64 [n_grams], and int64 [documents + 1]: document d has hashes[offsets[d]:offsets[d + 1]],
+      in the order of its text.
+    """
+    words, offsets = _words(texts, punctuation)
+    count = max(len(words) - n + 1, 0)
+    powers, inverses = _powers(1 << (max(len(words), _BATCH_BYTES) - 1).bit_length())
+    prefix = np.zeros(len(words) + 1, np.uint64)
+    np.cumsum(words * powers[: len(words)], out=prefix[1:])
+    # As with the characters of a word: a polynomial in the words' hashes.
+    grams = mix((prefix[n:] - prefix[: len(prefix) - n]) * inverses[:count])
+    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    whole = document[:count] == document[len(words) - count :]
+    lengths = np.bincount(document[:count][whole], minlength=len(offsets) - 1)
+    return grams[whole], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
 def batches(texts: pa.Array | pa.ChunkedArray, size: int = _BATCH_BYTES) -> Iterator[pa.Array]:
     """Cuts a column of texts into runs of about `size` bytes, at least one document each."""
     chunks = texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]
@@ -154,8 +181,10 @@ def _reduce(hashes: np.ndarray, buckets: int) -> np.ndarray:
     return ((hashes >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.int64)
 
 
-def _words(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all words, and where each document's begin.
+def _words(
+    texts: pa.Array | pa.ChunkedArray, punctuation: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of all words, and where each document's begin; runs of punctuation among them or not.
 
     Returns:
       uint64 [words] and int64 [documents + 1].
@@ -166,6 +195,9 @@ def _words(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     codes, kinds = _tables()
     kind = kinds[characters]
     starts, ends = _runs(kind, bounds)
+    if not punctuation:
+        letters = kind[starts] == _WORD
+        starts, ends = starts[letters], ends[letters]
     powers, inverses = _powers(1 << (max(len(characters), _BATCH_BYTES) - 1).bit_length())
     prefix = np.zeros(len(characters) + 1, np.uint64)
     np.cumsum(codes[characters] * powers[: len(characters)], out=prefix[1:])
