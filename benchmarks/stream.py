@@ -30,24 +30,31 @@ from pruning.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary("bytes", b"", 125)
 BATCH = 128
+STEP = 100_000  # at which a training is resumed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--documents", type=int, default=1_000_000, help="of the resumed corpus")
     parser.add_argument("--directory", type=Path, help="where to leave the corpora; else nowhere")
+    parser.add_argument("--only_resume", action="store_true", help="leave the speeds out")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         directory = given.directory or Path(temporary)
-        print(f"span corruption alone:      {_corruption():8,.0f} examples/s")
-        if (rate := _tensorflow()) is not None:
-            print(f"span corruption in tf.data: {rate:8,.0f} examples/s")
-        corpus = _write(directory / "web", 100_000, 430)  # C4's mean length
-        for name, objective in (("span corruption", SpanCorruption()), ("causal LM", CausalLM())):
-            for kept in (1.0, 0.2):
-                print(f"stream, {name}, {kept:.0%} kept: {_stream(corpus, objective, kept)}")
+        if not given.only_resume:
+            _speeds(directory)
         many = _write(directory / f"many_{given.documents}", given.documents, 40)
-        print(f"resume at step 100,000 of {given.documents:,} documents: {_resume(many)}")
+        print(f"resume at step {STEP:,} of {given.documents:,} documents: {_resume(many)}")
+
+
+def _speeds(directory: Path) -> None:
+    print(f"span corruption alone:      {_corruption():8,.0f} examples/s")
+    if (rate := _tensorflow()) is not None:
+        print(f"span corruption in tf.data: {rate:8,.0f} examples/s")
+    corpus = _write(directory / "web", 100_000, 430)  # C4's mean length
+    for name, objective in (("span corruption", SpanCorruption()), ("causal LM", CausalLM())):
+        for kept in (1.0, 0.2):
+            print(f"stream, {name}, {kept:.0%} kept: {_stream(corpus, objective, kept)}")
 
 
 def _corruption() -> float:
@@ -87,15 +94,28 @@ def _resume(corpus: Path) -> str:
     select.run(SelectConfig(str(corpus), selection, Random(), keep_tokens=0.5))
     read: list[int] = []
     original = Blocks.read
+    config = StreamConfig(str(corpus), BATCH, selection)
     Blocks.read = lambda self, block: (read.append(block), original(self, block))[1]
     started = time.perf_counter()
-    opened = StreamConfig(str(corpus), BATCH, selection).open()
-    opened.batch(100_000)
+    opened = config.open()
+    resumed = opened.batch(STEP)
     seconds = time.perf_counter() - started
     Blocks.read = original
     blocks = len(opened.stream.blocks)
-    epoch = 100_000 * BATCH / opened.stream.examples_per_epoch
-    return f"{seconds:.2f} s, {len(read)} of {blocks:,} blocks read (in epoch {epoch:.1f})"
+    epoch = STEP * BATCH / opened.stream.examples_per_epoch
+
+    running = config.open()  # the uninterrupted run, as it comes to this step
+    passed = [running.batch(step) for step in range(STEP - 20, STEP + 1)][-1]
+    for hosts in (1, 2, 8):
+        parts = [config.open(host, hosts).batch(STEP) for host in range(hosts)]
+        for name, value in passed.items():
+            together = np.concatenate([part[name] for part in parts])
+            if not (np.array_equal(value, together) and np.array_equal(value, resumed[name])):
+                raise AssertionError(f"{name} differs with {hosts} hosts")
+    return (
+        f"{seconds:.2f} s, {len(read)} of {blocks:,} blocks read (in epoch {epoch:.1f}); the same "
+        "bits as in passing, for 1, 2 and 8 hosts"
+    )
 
 
 def _tensorflow() -> float | None:

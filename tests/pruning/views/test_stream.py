@@ -183,6 +183,36 @@ def test_an_example_reads_one_block_and_a_batch_its_window(places, monkeypatch):
     assert len(read) == before  # from the cache
 
 
+def test_resuming_at_step_100_000_reads_little_and_gives_the_same_bits(places, monkeypatch):
+    """As benchmarks/stream.py does with 10 million documents."""
+    step, config = 100_000, config_at(places, "some", batch_size=16)
+    running = config.open()
+    for before in range(step - 5, step):
+        running.batch(before)
+    expected = running.batch(step)
+    read = []
+    original = Blocks.read
+    monkeypatch.setattr(Blocks, "read", lambda self, i: read.append(i) or original(self, i))
+    for hosts in (1, 2, 8):
+        parts = []
+        for host in range(hosts):
+            read.clear()
+            resumed = config.open(host, hosts)
+            assert not read  # opening looks at no document
+            parts.append(resumed.batch(step))
+            assert len(read) == len(set(read)) <= 2 * config.window_blocks
+        for name, value in expected.items():
+            np.testing.assert_array_equal(value, np.concatenate([part[name] for part in parts]))
+
+
+def test_bytes_of_tokens_add_up_to_those_of_the_text(places):
+    opened = config_at(places).open()
+    batch = opened.batch(3)
+    real = (batch["decoder_target_tokens"] >= 3) & (batch["decoder_target_tokens"] < 259)
+    assert opened.token_bytes[batch["decoder_target_tokens"]].sum() == real.sum()  # a byte a token
+    assert len(opened.token_bytes) == opened.stream.corpus.vocabulary.size
+
+
 def test_a_corpus_smaller_than_a_batch_goes_round(tmp_path, artefacts):
     artefacts.corpus(tmp_path / "corpus", [[[5, 6, 7, 8], [9, 10]]])
     opened = config_at(tmp_path, batch_size=4).open()
