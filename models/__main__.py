@@ -55,11 +55,12 @@ def _convert(options: argparse.Namespace) -> None:
 
     path, kind = weights.locate(options.source)
     if kind == "run":
-        model, params = winnow.load_run(path, dtype=options.dtype)
+        step = weights.split_step(options.source)[1]
+        model, params = winnow.load_run(path, step, dtype=options.dtype)
     else:
         stored = weights.look(path, kind)
         model, dtype = Model(stored.config), options.dtype or _dtypes(stored)[0]
-        if stored.scanned:  # a stack would be read anew for each of its layers
+        if stored.stacked:  # a stack would be read anew for each of its layers
             _, params = transfer.load(stored, dtype=dtype)
         else:
             params = transfer.lazily(stored, dtype)

@@ -14,17 +14,20 @@ Choices
   It is computed on the devices and does not depend on the mesh.
 - Restoring takes the newest checkpoint that is whole and says which ones it passed over. It deletes
   none: they are replaced when training reaches their step again.
-- Arrays are read straight into the shardings asked for, whatever mesh and hosts wrote them.
+- Arrays are read straight into the shardings asked for, whatever mesh and hosts wrote them. They
+  are stored in chunks of at most `CHUNK_BYTES`, so that a part of one can be read by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +37,14 @@ from jax.experimental import multihost_utils
 
 MODEL_FILE = "winnow_model.json"
 DIRECTORY = "checkpoints"
+CHUNK_BYTES = 4 << 20
+
+_NEXT_LEAF = 0x9E3779B1  # the factor between leaves in a fingerprint
+_CACHED_BYTES = 1 << 20  # computed at a time, so that it stays in the processor's cache
 
 _log = logging.getLogger(__name__)
+
+Loaded = TypeVar("Loaded")
 
 
 class NoCheckpoint(ValueError):
@@ -102,8 +111,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                opt_state=ocp.args.StandardSave(opt_state),
+                params=_save(params),
+                opt_state=_save(opt_state),
                 facts=ocp.args.JsonSave({"step": step, "fingerprint": prints}),
             ),
             metrics=dict(metrics) if metrics else None,
@@ -125,7 +134,8 @@ class Checkpoints:
         """
         if not self.steps():
             return None
-        step, items = _newest_whole(self._manager, {"params": params, "opt_state": opt_state})
+        wanted = {"params": params, "opt_state": opt_state}
+        step, items = _newest_whole(self._manager, functools.partial(_read, self._manager, wanted))
         return step, items["params"], items["opt_state"]
 
 
@@ -149,15 +159,48 @@ def restore_params(run: epath.PathLike, shapes: Any, step: int | None = None) ->
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here),
         shapes,
     )
-    run = epath.Path(run)
-    if not (run / DIRECTORY).exists():
-        raise NoCheckpoint(f"{run} holds no {DIRECTORY}/: it is not a training run")
-    manager = _manager(run, Retention(), writes=False)
-    try:
-        step, items = _newest_whole(manager, {"params": shapes}, only=step)
-    finally:
-        manager.close()
+    with _reading(run) as manager:
+        read = functools.partial(_read, manager, {"params": shapes})
+        step, items = _newest_whole(manager, read, only=step)
     return step, items["params"]
+
+
+def load_params(
+    run: epath.PathLike,
+    load: Callable[[epath.Path], tuple[Loaded, Sequence[int]]],
+    step: int | None = None,
+) -> Loaded:
+    """What `load` makes of the parameters of a run's newest whole checkpoint.
+
+    For readers that take the arrays apart while they read (`models.weights`).
+
+    Args:
+        load: given the directory of the parameters, as Orbax keeps them, returns its result and
+            each leaf's sum of `fingerprint_part`s over all it read, in the order of the leaves.
+        step: which checkpoint; the newest whole one by default.
+
+    Raises:
+        NoCheckpoint: no whole checkpoint, or none of that step.
+    """
+    import orbax.checkpoint as ocp
+
+    with _reading(run) as manager:
+
+        def read(step: int) -> tuple[Any, str | None]:
+            loaded, own, saved, problem = None, 0, None, None
+            try:
+                arguments = ocp.args.Composite(facts=ocp.args.JsonRestore())
+                saved = manager.restore(step, args=arguments)["facts"]["fingerprint"]["params"]
+                loaded, sums = load(epath.Path(manager.directory) / str(step) / "params")
+                own = _combined(sums)
+            except Exception as error:  # as in _read
+                problem = _problem(error)
+            # Each process has summed what it read, and fingerprints of shares add up.
+            if _everywhere(own) != saved and problem is None:
+                problem = "the fingerprint of params differs from the one it was saved with"
+            return loaded, problem
+
+        return _newest_whole(manager, read, only=step)[1]
 
 
 def write_config(directory: epath.PathLike, config: Mapping[str, Any]) -> None:
@@ -190,16 +233,70 @@ def _fingerprint(leaves: list[jax.Array]) -> jax.Array:
     # Integer sums wrap and commute, so neither the sharding nor the order of summation shows.
     total = jnp.uint32(0)
     for leaf in leaves:
-        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-        place = jnp.uint32(1)
-        for dimension in range(leaf.ndim):
-            iota = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dimension)
-            place = (
-                place * jnp.uint32(0x01000193) + 2 * iota
-            )  # stays odd: no bit is multiplied away
-        total = total * jnp.uint32(0x9E3779B1) + jnp.sum(bits * place, dtype=jnp.uint32)
+        total = total * jnp.uint32(_NEXT_LEAF) + _leaf_sum(leaf)
     return total
+
+
+def _leaf_sum(leaf: jax.Array) -> jax.Array:
+    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place = jnp.uint32(1)
+    for dimension in range(leaf.ndim):
+        iota = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dimension)
+        place = place * jnp.uint32(0x01000193) + 2 * iota  # stays odd: no bit is multiplied away
+    return jnp.sum(bits * place, dtype=jnp.uint32)
+
+
+def fingerprint_part(part: np.ndarray, start: Sequence[int]) -> int:
+    """The share in the fingerprint of a part of a leaf that begins at index `start`.
+
+    A leaf's own is the sum of its parts', modulo 2^32. On the host, where readers have the parts.
+    """
+    if part.nbytes > _CACHED_BYTES:
+        axis = next(axis for axis, length in enumerate(part.shape) if length > 1)
+        rows = max(1, part.shape[axis] * _CACHED_BYTES // part.nbytes)
+        total = 0
+        for first in range(0, part.shape[axis], rows):
+            band = part[(slice(None),) * axis + (slice(first, first + rows),)]
+            begin = [n + first if i == axis else n for i, n in enumerate(start)]
+            total += fingerprint_part(band, begin)
+        return total % 2**32
+    bits = part.view(f"uint{8 * part.dtype.itemsize}").astype(np.uint32, copy=False)
+    place = np.ones((1,) * part.ndim, np.uint32)
+    for dimension, (first, length) in enumerate(zip(start, part.shape, strict=True)):
+        along = [1] * part.ndim
+        along[dimension] = length
+        iota = np.arange(first, first + length, dtype=np.uint32).reshape(along)
+        place = place * np.uint32(0x01000193) + 2 * iota
+    return int(np.sum(bits * place, dtype=np.uint32))
+
+
+def _combined(sums: Sequence[int]) -> int:
+    """The fingerprint of a tree, of its leaves' sums."""
+    total = 0
+    for leaf_sum in sums:
+        total = (total * _NEXT_LEAF + int(leaf_sum)) % 2**32
+    return total
+
+
+@contextlib.contextmanager
+def _reading(run: epath.PathLike) -> Iterator[Any]:
+    """The manager of a run's checkpoints, for reading."""
+    run = epath.Path(run)
+    if not (run / DIRECTORY).exists():
+        raise NoCheckpoint(f"{run} holds no {DIRECTORY}/: it is not a training run")
+    manager = _manager(run, Retention(), writes=False)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def _save(tree: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    in_chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    return ocp.args.StandardSave(tree, save_args=in_chunks)
 
 
 def _manager(run: epath.Path, retention: Retention, writes: bool) -> Any:
@@ -231,15 +328,18 @@ def _manager(run: epath.Path, retention: Retention, writes: bool) -> Any:
 
 
 def _newest_whole(
-    manager: Any, wanted: Mapping[str, Any], only: int | None = None
-) -> tuple[int, dict[str, Any]]:
-    """(step, items) of the newest checkpoint that can be read and bears its fingerprint."""
+    manager: Any, read: Callable[[int], tuple[Any, str | None]], only: int | None = None
+) -> tuple[int, Any]:
+    """(step, items) of the newest checkpoint that can be read and bears its fingerprint.
+
+    `read(step)` returns (items, None), or (anything, what is wrong).
+    """
     steps = sorted(manager.all_steps(), reverse=True)
     if only is not None and only not in steps:
         raise NoCheckpoint(f"{manager.directory} has no step {only}; it has {sorted(steps)}")
     failures: list[str] = []
     for step in steps if only is None else [only]:
-        items, problem = _read(manager, step, wanted)
+        items, problem = read(step)
         if not _anywhere(problem is not None):
             if failures:
                 _log.warning("continuing from the checkpoint of step %d", step)
@@ -253,7 +353,7 @@ def _newest_whole(
     )
 
 
-def _read(manager: Any, step: int, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+def _read(manager: Any, wanted: Mapping[str, Any], step: int) -> tuple[dict[str, Any], str | None]:
     """(items, None), or ({}, what is wrong)."""
     import orbax.checkpoint as ocp
 
@@ -269,8 +369,20 @@ def _read(manager: Any, step: int, wanted: Mapping[str, Any]) -> tuple[dict[str,
                 return {}, f"the fingerprint of {name} differs from the one it was saved with"
     # A damaged file surfaces as almost any exception of Orbax, TensorStore or json.
     except Exception as error:
-        return {}, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+        return {}, _problem(error)
     return items, None
+
+
+def _problem(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+
+
+def _everywhere(share: int) -> int:
+    """The sum over all processes, modulo 2^32."""
+    if jax.process_count() == 1:
+        return share
+    shares = multihost_utils.process_allgather(np.asarray(share, np.uint32))
+    return int(shares.sum(dtype=np.uint32))
 
 
 def _anywhere(condition: bool) -> bool:

@@ -36,10 +36,11 @@ def load(
     """Load a model from wherever it is.
 
     Args:
-        path: a directory of Winnow weights, a training run (its newest whole checkpoint is read), a
-            Hugging Face or sentence-transformers directory, a T5X checkpoint (TensorStore directory
-            or msgpack file, or a directory of such), or a name on the Hugging Face hub,
-            `owner/model` or `owner/model@revision`, which is downloaded.
+        path: a directory of Winnow weights, a training run (its newest whole checkpoint is read;
+            `run@20000` is the one of that step), a Hugging Face or sentence-transformers directory,
+            a T5X checkpoint (TensorStore directory or msgpack file, or a directory of such), or a
+            name on the Hugging Face hub, `owner/model` or `owner/model@revision`, which is
+            downloaded.
         dtype: of the parameters, float32 by default. bfloat16 halves what they take on the devices,
             for scoring; it is not the compute dtype, which is the configuration's.
         mesh: spread the parameters over it by `rules` (default: `partitioning.RULES`). Without one
@@ -59,7 +60,9 @@ def load(
 
     where, kind = locate(path)
     if kind == "run":
-        return winnow.load_run(where, dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers)
+        return winnow.load_run(
+            where, split_step(path)[1], dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers
+        )
     stored = look(where, kind)
     return transfer.load(stored, dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers)
 
@@ -93,7 +96,7 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, str]:
     from models import checkpoints
     from models.weights import huggingface, safetensors_file, t5x
 
-    directory = epath.Path(path)
+    directory = epath.Path(split_step(path)[0])
     if (directory / checkpoints.MODEL_FILE).exists():
         names = (safetensors_file.SINGLE, safetensors_file.INDEX)
         whole = any((directory / name).exists() for name in names)
@@ -108,3 +111,13 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, str]:
         f"no model at {path}: no {checkpoints.MODEL_FILE} (Winnow), no {huggingface.CONFIG} "
         f"(Hugging Face), no file {t5x.INDEX!r} (T5X), and not a hub name (owner/model)"
     )
+
+
+def split_step(path: epath.PathLike) -> tuple[epath.PathLike, int | None]:
+    """`run@20000` as a training run and the step of one of its checkpoints; None: the newest."""
+    from models import checkpoints
+
+    run, _, step = str(path).rpartition("@")
+    if run and step.isdecimal() and (epath.Path(run) / checkpoints.MODEL_FILE).exists():
+        return run, int(step)
+    return path, None

@@ -25,7 +25,13 @@ from etils import epath
 
 from models.config import ModelConfig, T5Config
 from models.model import Model
-from models.weights import huggingface_config, huggingface_names, safetensors_file, transfer
+from models.weights import (
+    huggingface_config,
+    huggingface_names,
+    safetensors_file,
+    tokenizer_files,
+    transfer,
+)
 from models.weights.huggingface_names import DENSE
 from models.weights.stored import StoredTensor
 from models.weights.transfer import Params, Stored
@@ -42,7 +48,6 @@ COMPANIONS = (
 _TOKENIZERS = (
     "spiece.model", "sentencepiece.model", "tokenizer.model", "tokenizer.json", "vocab.json",
 )  # fmt: skip
-_T5_TOKENIZER = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100}
 _DOWNLOADED = (
     CONFIG, safetensors_file.SINGLE, safetensors_file.INDEX, "model-*-of-*.safetensors",
     "modules.json", "1_Pooling/config.json", f"{DENSE}*", *COMPANIONS,
@@ -112,10 +117,10 @@ def save(
     if vocabulary_file is not None and not companions.keys() & set(_TOKENIZERS):
         t5 = isinstance(model.config, T5Config)
         companions["spiece.model" if t5 else "tokenizer.model"] = epath.Path(vocabulary_file)
-        if t5:  # names the class; the 100 sentinels are not in the file
-            _write_json(directory / "tokenizer_config.json", _T5_TOKENIZER)
     for name, source in companions.items():
         source.copy(directory / name, overwrite=True)
+    if isinstance(model.config, T5Config):
+        _complete_tokenizer(directory, model.config)
     if "generation_config.json" not in companions:
         _write_json(directory / "generation_config.json", _generation_settings(model.config))
     _write_json(directory / CONFIG, settings)  # last: without it the directory is unfinished
@@ -286,6 +291,26 @@ def _write_sentence_modules(
     ]
     _write_json(directory / "modules.json", listed)
     _write_json(directory / "sentence_bert_config.json", {"max_seq_length": 256})
+
+
+def _complete_tokenizer(directory: epath.Path, config: T5Config) -> None:
+    """Write what transformers wants beside a vocabulary to open it, where it is not there yet."""
+    vocabulary = directory / "spiece.model"
+    made: dict[str, Any] = {}
+    if vocabulary.exists():
+        content = vocabulary.read_bytes()
+        made["tokenizer_config.json"] = tokenizer_files.settings
+        made["tokenizer.json"] = tokenizer_files.tokenizer
+        made = {name: make for name, make in made.items() if not (directory / name).exists()}
+        try:
+            made = {name: make(content, config) for name, make in made.items()}
+        except ValueError as error:
+            _log.warning("%s: transformers will not open this vocabulary: %s", vocabulary, error)
+            return
+    elif tokenizer_files.is_bytes(config) and not (directory / "tokenizer_config.json").exists():
+        made["tokenizer_config.json"] = tokenizer_files.byte_settings()
+    for name, value in made.items():
+        _write_json(directory / name, value)
 
 
 def _generation_settings(config: ModelConfig) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 - A stored tensor copies a range of itself into a NumPy view that the caller made. The view may be
   transposed, one layer of a stack, or of another type, so that a parameter is put together in its
   final form without a second copy of it on the host.
-- Bytes move in bands of at most `BAND_BYTES`. The host holds the caller's block and one band.
+- Bytes move in bands of at most `BAND_BYTES`. The host holds the caller's block and one band; of a
+  zarr array, one chunk more, as it is stored and as it was before it was compressed.
 - Plain seeks and reads, no memory map: they work on object storage, and a file that is replaced
   while it is being read cannot crash the process.
 """
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-BAND_BYTES = 32 << 20
+BAND_BYTES = 4 << 20
 
 Index = tuple[slice, ...]
 
@@ -29,6 +30,10 @@ class StoredTensor(Protocol):
 
     @property
     def dtype(self) -> np.dtype: ...
+
+    @property
+    def grain(self) -> tuple[int, ...]:
+        """The shape of what is read at once. Parts cut at multiples of it are read only once."""
 
     def copy_to(self, out: np.ndarray, index: Index) -> None:
         """Write `self[index]` into `out`, which has that shape, casting to its type.
@@ -50,6 +55,10 @@ class FileTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     regions: tuple[tuple[int, int], ...]
+
+    @property
+    def grain(self) -> tuple[int, ...]:
+        return (1, *self.shape[1:]) if self.shape else ()
 
     def copy_to(self, out: np.ndarray, index: Index) -> None:
         # Bands run along the leading axis, whose rows lie next to each other in the file.
@@ -87,19 +96,27 @@ class FileTensor:
 
 @dataclasses.dataclass(frozen=True)
 class ZarrTensor:
-    """A zarr array, as T5X writes one for each parameter; read through TensorStore.
+    """A zarr array, as T5X and Orbax write one for each parameter; read through TensorStore.
 
     Attributes:
         shape: as the checkpoint's index states it; a zarr array that differs raises.
         kvstore: TensorStore's specification of where the array's directory is.
+        driver: "zarr" or "zarr3".
+        sparse: chunks that hold nothing but zeros were not stored.
     """
 
     shape: tuple[int, ...]
     kvstore: Mapping[str, Any]
+    driver: str = "zarr"
+    sparse: bool = False
 
     @property
     def dtype(self) -> np.dtype:
         return self._store.dtype.numpy_dtype
+
+    @property
+    def grain(self) -> tuple[int, ...]:
+        return tuple(self._store.chunk_layout.read_chunk.shape)
 
     def copy_to(self, out: np.ndarray, index: Index) -> None:
         import tensorstore
@@ -110,18 +127,34 @@ class ZarrTensor:
 
     @functools.cached_property
     def _store(self) -> Any:
-        import tensorstore
-
-        # NOTE: a missing chunk would otherwise read as zeros, and a checkpoint half copied as one
-        # with dead heads.
-        spec = {"driver": "zarr", "kvstore": self.kvstore, "fill_missing_data_reads": False}
-        store = tensorstore.open(spec, read=True, open=True).result()
+        store = open_zarr(self.kvstore, self.driver, self.sparse).result()
         if store.shape != self.shape:
             raise ValueError(
                 f"{self.kvstore['path']}: the array on disk is {tuple(store.shape)}, the "
                 f"checkpoint's index says {self.shape}; the directory mixes two checkpoints"
             )
         return store
+
+
+def open_zarr(kvstore: Mapping[str, Any], driver: str = "zarr", sparse: bool = False) -> Any:
+    """A future of the TensorStore array in `kvstore`, for reading."""
+    import tensorstore
+
+    # NOTE: a missing chunk would otherwise read as zeros, and a checkpoint half copied as one
+    # with dead heads.
+    spec = {"driver": driver, "kvstore": dict(kvstore), "fill_missing_data_reads": sparse}
+    return tensorstore.open(spec, read=True, open=True, context=_context())
+
+
+@functools.cache
+def _context() -> Any:
+    import tensorstore
+
+    # NOTE: one chunk at a time. What is in flight is what the host holds beside the caller's block,
+    # and of what several threads have freed glibc keeps a part for each.
+    return tensorstore.Context(
+        {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 1}}
+    )
 
 
 def kvstore(path: epath.Path) -> dict[str, str]:

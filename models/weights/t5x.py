@@ -1,14 +1,20 @@
-"""T5X checkpoints in: TensorStore directories, and the single msgpack files before them.
+"""T5X checkpoints in: TensorStore directories, those of Orbax, and the single msgpack files before.
 
     checkpoint_1000000/
       checkpoint                                  msgpack: a tree of TensorStore specs, or arrays
       target.encoder.layers_0.mlp.wo.kernel/      a zarr array for each parameter
       state.param_states. ... .v_row/             and for each optimiser slot
 
+    checkpoint_1000000/                           as T5X writes through Orbax
+      state/_METADATA, state/checkpoint           Orbax's index, see `orbax_arrays`
+      state/manifest.ocdbt, state/d/              the same arrays in one database
+      dataset/                                    not read
+
 - A checkpoint holds no configuration. Everything but the relative bias's distance limit (128 in
   every published model) and the activation (tanh-GELU when gated, else ReLU) follows from its
   shapes.
-- Layers are either numbered, or scanned: `encoder/encoder/...` with the layers on axis 1.
+- Layers are either numbered, or scanned: `encoder/encoder/...` with the layers on axis 1. The
+  network that scans gives every layer a relative bias of its own, numbered too, in any size.
   Attention kernels are [d_model, heads * d_kv], or with heads and d_kv apart; both occur in each
   layout.
 - What stands under `target/` must be the model exactly. What stands under `state/` is the
@@ -25,11 +31,16 @@ from etils import epath
 
 from models.config import T5Config
 from models.model import Model
-from models.weights import flax_msgpack, transfer
+from models.weights import flax_msgpack, orbax_arrays, transfer
 from models.weights.stored import Index, StoredTensor, ZarrTensor, kvstore
 from models.weights.transfer import Source, Stored
 
 INDEX = "checkpoint"
+_ORBAX_ITEM = "state"
+_INDEXES = (
+    *(INDEX, orbax_arrays.METADATA),
+    *(f"{_ORBAX_ITEM}/{INDEX}", f"{_ORBAX_ITEM}/{orbax_arrays.METADATA}"),
+)
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
@@ -42,8 +53,9 @@ def find(path: epath.PathLike) -> epath.Path | None:
         return path if re.fullmatch(r"(.*\.)?checkpoint(_\d+)?", path.name) else None
     if not path.is_dir():
         return None
-    if (path / INDEX).is_file():
-        return path / INDEX
+    for name in _INDEXES:
+        if (path / name).is_file():
+            return path / name
     steps = {
         int(match[1]): child
         for child in path.iterdir()
@@ -62,20 +74,7 @@ def read(path: epath.PathLike) -> Stored:
     index = find(path)
     if index is None:
         raise FileNotFoundError(f"{path} holds no T5X checkpoint: no file named {INDEX!r}")
-    if (index.parent / "manifest.ocdbt").exists():
-        raise ValueError(
-            f"{index.parent} was written by T5X through Orbax; restore it in T5X and save it with "
-            "use_orbax=False"
-        )
-    with index.open("rb") as file:
-        if file.read(22) == b"model_checkpoint_path:":
-            raise ValueError(
-                f"{index.parent} is a TensorFlow checkpoint; use the T5X conversion that was "
-                "published of it, or t5x.scripts.convert_tf_checkpoint"
-            )
-    tree = flax_msgpack.read_file(index)
-    tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
-    leaves = dict(_leaves(tree, index, ()))
+    leaves = _orbax(index) if orbax_arrays.is_tree(index.parent) else _native(index)
     step = leaves.pop("state/step", None)
     unknown = [name for name in leaves if not name.startswith(("target/", "state/"))]
     if unknown or not leaves:
@@ -133,7 +132,8 @@ def _sources(config: T5Config, scanned: bool) -> dict[str, Source]:
     model = Model(dataclasses.replace(config, scan_layers=scanned))
     return {
         path: Source(
-            re.sub(r"^(\w+)/layers/", r"\1/\1/", path), scanned=scanned and "/layers/" in path
+            re.sub(r"^(\w+)/layers/", r"\1/\1/", path),
+            layers_axis=1 if scanned and "/layers/" in path else None,
         )
         for path in transfer.flatten(model.shapes())
     }
@@ -148,6 +148,30 @@ def _count_layers(stack: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 # --------------------------------------------------------------------------------------------------
 # The index
+
+
+def _native(index: epath.Path) -> dict[str, Any]:
+    """The leaves of an index that T5X wrote itself, by name; or an early Orbax, in such a file."""
+    with index.open("rb") as file:
+        if file.read(22) == b"model_checkpoint_path:":
+            raise ValueError(
+                f"{index.parent} is a TensorFlow checkpoint; use the T5X conversion that was "
+                "published of it, or t5x.scripts.convert_tf_checkpoint"
+            )
+    tree = flax_msgpack.read_file(index)
+    tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
+    leaves = dict(_leaves(tree, index, ()))
+    return _orbax(index) if any(isinstance(leaf, str) for leaf in leaves.values()) else leaves
+
+
+def _orbax(index: epath.Path) -> dict[str, Any]:
+    """The leaves of a tree that T5X wrote through Orbax. Optimiser slots are not opened."""
+
+    def wanted(path: str) -> bool:
+        return path.startswith("target/") or path == "state/step"
+
+    found = orbax_arrays.tensors(index.parent, wanted)
+    return dict.fromkeys(orbax_arrays.names(index.parent)) | found
 
 
 def _leaves(tree: Any, index: epath.Path, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -211,6 +235,13 @@ class _JoinedHeads:
         shape = list(self.inner.shape)
         shape[self.heads_axis] *= shape.pop(self.dim_axis)
         return tuple(shape)
+
+    @property
+    def grain(self) -> tuple[int, ...]:
+        grain = list(self.inner.grain)
+        del grain[self.dim_axis]
+        grain[self.heads_axis] *= self.inner.shape[self.dim_axis]  # whole heads
+        return tuple(grain)
 
     def copy_to(self, out: np.ndarray, index: Index) -> None:
         axis, width = self.heads_axis, self.inner.shape[self.dim_axis]

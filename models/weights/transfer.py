@@ -6,10 +6,11 @@ written for unrolled layers. This module does the rest, for all formats alike:
 - The key sets must match exactly, both ways, and every shape. A tensor that no parameter claims
   is as much an error as one that is missing: converters have written decoder weights under
   encoder names, and nobody saw it.
-- A parameter is built in its final form (transposed, stacked, cast) in one block on the host,
-  shard by shard, and put on its devices before the next one is read. So the host holds less than
-  twice the largest parameter, whatever the size of the model.
-- Stacked layers are read layer by layer into the stack, and written from it layer by layer.
+- A parameter is read in pieces of at most `PIECE_BYTES`, cut where its file is read cheaply. Each
+  is put together in its final form (transposed, stacked, cast) on the host, written into the array
+  on its devices, and let go. So the host never holds a parameter, let alone the model.
+- Stacked layers are read layer by layer into the stack, and written from it layer by layer. What
+  a file keeps as a stack is read as one, and taken apart on the devices where layers are wanted.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,9 @@ from models.weights.safetensors_file import Pending
 from models.weights.stored import Index, StoredTensor
 
 Params = dict[str, Any]
+Observer = Callable[[str, tuple[int, ...], np.ndarray], None]
+
+PIECE_BYTES = 16 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -45,19 +49,20 @@ class Source:
         transposed: the tensor is [out, in]; kernels here are [in, out].
         part: (k, n): the parameter is the k-th of n equal parts of the tensor's last axis, as in
             GPT-2's joint projection of query, key and value.
-        scanned: the parameter is a whole stack, kept with the layers on axis 1, as T5X scans.
+        layers_axis: the parameter is a whole stack, kept with its layers on this axis: 1 as T5X
+            scans, 0 in a training run of Winnow's. None: one layer's, or not a layer's.
     """
 
     tensor: str
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
-    scanned: bool = False
+    layers_axis: int | None = None
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the tensor of a parameter of this shape must have."""
         if self.transposed:
             shape = shape[::-1]
-        if self.scanned:
+        if self.layers_axis == 1:
             shape = (shape[1], shape[0], *shape[2:])
         return (*shape[:-1], shape[-1] * self.part[1]) if shape else shape
 
@@ -68,13 +73,20 @@ class Source:
             raise ValueError(f"{self.tensor} holds {tensor.dtype}, which is no floating-point type")
         if self.transposed:
             block, index = block.T, index[::-1]
-        if self.scanned:
+        if self.layers_axis == 1:
             block, index = np.moveaxis(block, 0, 1), (index[1], index[0], *index[2:])
         k, n = self.part
         if n > 1:
             first = k * tensor.shape[-1] // n
             index = (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))
         tensor.copy_to(block, index)
+
+    def grain(self, tensors: Mapping[str, StoredTensor]) -> tuple[int, ...]:
+        """The tensor's `grain`, in the parameter's axes."""
+        grain = tensors[self.tensor].grain
+        if self.layers_axis == 1:
+            grain = (grain[1], grain[0], *grain[2:])
+        return grain[::-1] if self.transposed else grain
 
 
 Sources = Mapping[str, Source]
@@ -87,7 +99,7 @@ class Stored:
     Attributes:
         config: its configuration, given or inferred.
         sources: for each parameter its tensor: for each layer's under its unrolled name, or for a
-            whole stack under its own where the tensor is `scanned`.
+            whole stack under its own where the tensor is one.
         tensors: all that the files hold for the model, less what is known to be redundant.
         origin: its name, for messages.
         notes: what else there is to know, to show.
@@ -100,8 +112,9 @@ class Stored:
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def scanned(self) -> bool:
-        return any(source.scanned for source in self.sources.values())
+    def stacked(self) -> bool:
+        """Whether layers are kept as stacks."""
+        return any(source.layers_axis is not None for source in self.sources.values())
 
     def check(self) -> None:
         """Raise ValueError unless the tensors are exactly the model's, in name and in shape."""
@@ -143,15 +156,49 @@ class _Claim(NamedTuple):
         return {source.tensor: source.stored_shape(piece) for source in self.sources}
 
     def read(
-        self, index: Index, dtype: np.dtype, tensors: Mapping[str, StoredTensor]
-    ) -> np.ndarray:
-        block = np.empty([s.stop - s.start for s in index], dtype)
-        if not self.by_layer:
-            self.sources[0].fill(block, index, tensors)
-            return block
-        for row, source in enumerate(self.sources[index[0]]):
-            source.fill(block[row], index[1:], tensors)
-        return block
+        self,
+        block: np.ndarray,
+        index: Index,
+        tensors: Mapping[str, StoredTensor],
+        observe: Observer | None = None,
+    ) -> None:
+        """Write `parameter[index]` into `block`."""
+        layers = [(block, self.sources[0])]
+        if self.by_layer:
+            layers = list(zip(block, self.sources[index[0]], strict=True))
+            index = index[1:]
+        for part, source in layers:
+            source.fill(part, index, tensors)
+            if observe is not None:
+                observe(source.tensor, tuple(s.start for s in index), part)
+
+    def pieces(
+        self, index: Index, itemsize: int, tensors: Mapping[str, StoredTensor]
+    ) -> Iterator[Index]:
+        """`index` in parts of at most `PIECE_BYTES`, if the tensors can be read in such parts."""
+        lengths = [s.stop - s.start for s in index]
+        size = math.prod(lengths) * itemsize
+        if size <= PIECE_BYTES:
+            yield index
+        elif self.by_layer and lengths[0] > 1:
+            for rows in _cut(index[0], 1, PIECE_BYTES * lengths[0] // size):
+                yield from self.pieces((rows, *index[1:]), itemsize, tensors)
+        else:
+            grain = self.sources[0].grain(tensors)
+            grain = (1, *grain) if self.by_layer else grain
+            axis = max(range(len(index)), key=lambda a: -(-lengths[a] // grain[a]))
+            for part in _cut(index[axis], grain[axis], PIECE_BYTES * lengths[axis] // size):
+                yield (*index[:axis], part, *index[axis + 1 :])
+
+
+def _cut(whole: slice, grain: int, limit: int) -> Iterator[slice]:
+    """Nearly equal parts of at most `limit`, or of one grain, that begin at multiples of it."""
+    length = whole.stop - whole.start
+    count = -(-length // max(limit, 1))
+    step = max(grain, -(-length // count) // grain * grain)
+    edges = range(whole.start // grain * grain, whole.stop, step)
+    for start in edges:
+        yield slice(max(start, whole.start), min(start + step, whole.stop))
 
 
 def load(
@@ -161,30 +208,45 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     rules: partitioning.Rules | None = None,
     scan_layers: bool = True,
+    observe: Observer | None = None,
 ) -> tuple[Model, Params]:
     """Read a model's parameters into device arrays; see `models.weights.load`.
+
+    `observe(tensor, start, values)` sees everything that is read once, in float32 and before it is
+    cast; over all processes together, where several load.
 
     Raises:
         ValueError: key sets or shapes that do not match.
     """
     dtype = np.dtype(dtype or jnp.float32)
     model = Model(dataclasses.replace(stored.config, scan_layers=scan_layers))
-    # A scanned tensor is read once, as the stack that it is, and taken apart on the devices.
-    reader = Model(dataclasses.replace(model.config, scan_layers=True)) if stored.scanned else model
+    reader = Model(dataclasses.replace(model.config, scan_layers=True)) if stored.stacked else model
     claims = _claims(stored, reader)
     _check(claims, stored)
-    placed = {} if mesh is None else flatten(shardings(reader, mesh, rules))
+    placed = {} if mesh is None else flatten(shardings(model, mesh, rules))
     for note, value in stored.notes.items():
         _log.info("%s: %s: %s", stored.origin, note, value)
     total = sum(math.prod(claim.shape) for claim in claims.values()) * dtype.itemsize
     report = _Progress(stored.origin, total)
-    flat = {}
+    host_dtype = dtype if observe is None else np.dtype(np.float32)
+    flat: dict[str, jax.Array] = {}
+    staging = _Staging()
     for path, claim in claims.items():
-        read = functools.partial(claim.read, dtype=dtype, tensors=stored.tensors)
-        flat[path] = place(claim.shape, placed.get(path), read)
-        report(flat[path].nbytes)
-    if reader != model:
-        flat = _unstack(flat, {} if mesh is None else flatten(shardings(model, mesh, rules)))
+
+        def read(index: Index, first: bool, claim: _Claim = claim) -> np.ndarray:
+            block = staging.block([s.stop - s.start for s in index], host_dtype)
+            claim.read(block, index, stored.tensors, observe if first else None)
+            return block
+
+        pieces = functools.partial(
+            claim.pieces, itemsize=host_dtype.itemsize, tensors=stored.tensors
+        )
+        names = [path] if reader == model else unrolled_paths(path, claim.shape)
+        layers = None if names == [path] else len(names)
+        shape = claim.shape if layers is None else claim.shape[1:]
+        arrays = place(shape, layers, dtype, placed.get(names[0]), pieces, read)
+        flat |= zip(names, arrays, strict=True)
+        report(sum(array.nbytes for array in arrays))
     return model, unflatten(flat)
 
 
@@ -214,49 +276,110 @@ class _Lazy:
         return self.claim.shape
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        index = tuple(slice(0, n) for n in self.shape)
-        return self.claim.read(index, np.dtype(dtype or self.dtype), self.tensors)
+        block = np.empty(self.shape, dtype or self.dtype)
+        self.claim.read(block, tuple(slice(0, n) for n in self.shape), self.tensors)
+        return block
+
+
+class _Staging:
+    """One buffer on the host that every piece passes through.
+
+    Blocks of their own would be freed to the allocator, which gives little of them back.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def block(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """Of this shape, with arbitrary contents, until the next call."""
+        size = math.prod(shape) * dtype.itemsize
+        if size > self._bytes.size:
+            self._bytes = np.empty(0, np.uint8)
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].view(dtype).reshape(shape)
 
 
 def place(
     shape: tuple[int, ...],
+    layers: int | None,
+    dtype: np.dtype,
     sharding: jax.sharding.Sharding | None,
-    read: Callable[[Index], np.ndarray],
-) -> jax.Array:
-    """An array on its devices, of which each distinct shard is read once and then let go.
+    pieces: Callable[[Index], Iterator[Index]],
+    read: Callable[[Index, bool], np.ndarray],
+) -> list[jax.Array]:
+    """An array on its devices, of which each distinct shard is read once, piece by piece.
 
-    `read` gets slices with both bounds. Without a sharding the array lies on the default device.
+    Args:
+        shape, sharding: the array's; no sharding for the default device.
+        layers: as many arrays of that shape, which `read` gives as one stack. None: one array.
+        pieces: cuts a shard's slices, which have both bounds, into those to read at a time.
+        read: the values at such slices, given whether this is the first of the processes to read
+            them; they are copied before the next call.
     """
     if sharding is None:
-        return jax.block_until_ready(jax.device_put(read(tuple(slice(0, n) for n in shape))))
+        index = tuple(slice(0, n) for n in shape)
+        return [shards[0] for shards in _shards(index, layers, dtype, [None], pieces, read, True)]
     holders: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
+    for device, index in sharding.devices_indices_map(shape).items():
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
         holders.setdefault(bounds, []).append(device)
-    shards: list[jax.Array] = []
+    arrays: list[list[jax.Array]] = [[] for _ in range(layers or 1)]
+    here = jax.process_index()
     for bounds, devices in holders.items():
-        block = read(tuple(slice(*pair) for pair in bounds))
-        shards += [jax.device_put(block, device) for device in devices]
-        jax.block_until_ready(shards)  # copies are asynchronous: do not let the blocks pile up
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+        local = [device for device in devices if device.process_index == here]
+        if local:
+            first = min(devices, key=lambda device: device.id) in local
+            index = tuple(slice(*pair) for pair in bounds)
+            found = _shards(index, layers, dtype, local, pieces, read, first)
+            for array, shards in zip(arrays, found, strict=True):
+                array += shards
+    return [jax.make_array_from_single_device_arrays(shape, sharding, shards) for shards in arrays]
+
+
+def _shards(index, layers, dtype, devices, pieces, read, first) -> list[list[jax.Array]]:
+    """For each layer its part of an array at `index`, on each of the devices."""
+    stack = index if layers is None else (slice(0, layers), *index)
+    shape = tuple(s.stop - s.start for s in index)
+    shards: list[list[jax.Array]] = [[] for _ in range(layers or 1)]
+    for piece in pieces(stack):
+        block = read(piece, first)
+        rows, part = slice(0, 1), piece
+        if layers is None:
+            block = block[None]
+        else:
+            rows, part = piece[0], piece[1:]
+        start = tuple(np.int32(p.start - s.start) for p, s in zip(part, index, strict=True))
+        for layer, values in zip(range(rows.start, rows.stop), block, strict=True):
+            moved = [_moved(values, device) for device in devices]
+            if part == index:
+                shards[layer] = [array.astype(dtype) for array in moved]
+                continue
+            if not shards[layer]:
+                shards[layer] = [jnp.zeros(shape, dtype, device=device) for device in devices]
+            both = zip(shards[layer], moved, strict=True)
+            shards[layer] = [_write(array, values, start) for array, values in both]
+        jax.block_until_ready(shards)  # copies are asynchronous, and the block is used again
+    return shards
+
+
+def _moved(values: np.ndarray, device: jax.Device | None) -> jax.Array:
+    """The values on a device, in memory of its own."""
+    array = jax.device_put(values, device)
+    # NOTE: on a CPU an array may be the very memory that it was made from, if that is aligned.
+    on_host = next(iter(array.devices())).platform == "cpu"
+    if on_host and array.unsafe_buffer_pointer() == values.ctypes.data:
+        array = jax.device_put(values.copy(), device)
+    return array
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(array: jax.Array, part: jax.Array, start: tuple[Any, ...]) -> jax.Array:
+    return jax.lax.dynamic_update_slice(array, part.astype(array.dtype), start)
 
 
 def shardings(model: Model, mesh: jax.sharding.Mesh, rules: partitioning.Rules | None) -> Any:
     """Those of the model's parameters, under the house rules unless others are given."""
     return partitioning.param_shardings(model, mesh, partitioning.RULES if rules is None else rules)
-
-
-def _unstack(flat: dict[str, jax.Array], placed: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Stacks taken apart, on their devices; empties `flat`, so that one stack is held twice."""
-    unrolled = {}
-    for path in list(flat):
-        leaf = flat.pop(path)
-        names = unrolled_paths(path, leaf.shape)
-        pieces = [leaf] if names == [path] else [leaf[i] for i in range(len(names))]
-        for name, piece in zip(names, pieces, strict=True):
-            unrolled[name] = jax.device_put(piece, placed.get(name))
-        jax.block_until_ready(pieces)
-    return unrolled
 
 
 def _claims(stored: Stored, model: Model) -> dict[str, _Claim]:

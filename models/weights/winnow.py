@@ -13,12 +13,13 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from models import checkpoints, partitioning
 from models.config import ModelConfig, from_dict
-from models.model import Model, stack_layers, unstack_layers
-from models.weights import safetensors_file, transfer
+from models.model import Model
+from models.weights import orbax_arrays, safetensors_file, transfer
 from models.weights.transfer import Params, Source, Stored
 
 VOCABULARY = "vocabulary.model"
@@ -64,31 +65,39 @@ def save(
 
 def load_run(
     path: epath.PathLike,
+    step: int | None = None,
     *,
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     rules: partitioning.Rules | None = None,
     scan_layers: bool = True,
 ) -> tuple[Model, Params]:
-    """The model of a training run, and the parameters of its newest whole checkpoint."""
-    trained = Model(read_config(epath.Path(path)))
-    shapes = trained.shapes()
-    if mesh is not None:
-        shapes = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            transfer.shardings(trained, mesh, rules),
-        )
-    _, params = checkpoints.restore_params(path, shapes)
-    model = Model(dataclasses.replace(trained.config, scan_layers=scan_layers))
+    """The model of a training run, and the parameters of its newest whole checkpoint.
 
-    def change(params: Params) -> Params:
-        if model != trained:
-            params = stack_layers(params) if scan_layers else unstack_layers(params)
-        return jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), params)
+    Raises:
+        NoCheckpoint: there is none.
+    """
+    config = read_config(epath.Path(path))
+    leaves = transfer.flatten(Model(config).shapes())
 
-    placed = None if mesh is None else transfer.shardings(model, mesh, rules)
-    return model, jax.jit(change, out_shardings=placed, donate_argnums=0)(params)
+    def load(directory: epath.Path) -> tuple[tuple[Model, Params], list[int]]:
+        sums = dict.fromkeys(leaves, 0)
+
+        def observe(name: str, start: tuple[int, ...], values: np.ndarray) -> None:
+            sums[name] += checkpoints.fingerprint_part(values, start)
+
+        tensors = orbax_arrays.tensors(directory)
+        sources = {
+            name: Source(name, layers_axis=0 if "/layers/" in name else None) for name in leaves
+        }
+        loaded = transfer.load(
+            Stored(config, sources, tensors, str(directory)),
+            dtype=dtype, mesh=mesh, rules=rules, scan_layers=scan_layers, observe=observe,
+        )  # fmt: skip
+        ordered = jax.tree.leaves(transfer.unflatten(sums))
+        return loaded, [value % 2**32 for value in ordered]
+
+    return checkpoints.load_params(path, load, step)
 
 
 def read_config(directory: epath.Path) -> ModelConfig:

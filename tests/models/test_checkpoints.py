@@ -67,6 +67,23 @@ def test_state_comes_back_bit_for_bit(tmp_path):
     assert_same_bits(alone, params)
 
 
+def test_parts_make_up_the_fingerprint():
+    """However an array is cut, on the host and across the layers of a stack."""
+    params, _ = make_state(3)
+    params["large"] = jax.random.normal(jax.random.key(9), (3, 700, 900))  # over one cached band
+    expected = ckpt.fingerprints({"params": params})["params"]
+    sums = []
+    for leaf in map(np.asarray, jax.tree.leaves(params)):
+        cuts = [sorted({0, n // 3, n // 2, n}) for n in leaf.shape]
+        total = 0
+        for starts in np.ndindex(*(len(c) - 1 for c in cuts)):
+            begin = [c[i] for c, i in zip(cuts, starts, strict=True)]
+            part = leaf[tuple(slice(c[i], c[i + 1]) for c, i in zip(cuts, starts, strict=True))]
+            total += ckpt.fingerprint_part(part, begin)
+        sums.append(total % 2**32)
+    assert ckpt._combined(sums) == expected
+
+
 def test_an_empty_run_has_nothing_to_restore(tmp_path):
     params, opt_state = make_state()
     with ckpt.Checkpoints(tmp_path) as checkpoints:
@@ -186,3 +203,26 @@ def test_config_file_round_trip(tmp_path):
     ckpt.write_config(tmp_path, {"family": "t5", "d_model": 64})
     assert ckpt.read_config(tmp_path) == {"family": "t5", "d_model": 64}
     assert [p.name for p in tmp_path.iterdir()] == [ckpt.MODEL_FILE]
+
+
+def test_any_checkpoint_of_a_run_is_a_model(tmp_path):
+    from models import weights
+    from models.config import T5Config
+    from models.model import Model
+
+    config = T5Config(
+        vocab_size=16, d_model=4, d_kv=2, d_ff=4, num_heads=2, num_encoder_layers=1,
+        num_decoder_layers=1,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    with ckpt.Checkpoints(run, ckpt.Retention(last=3)) as checkpoints:
+        for step in (20, 100):
+            filled = jax.tree.map(lambda x: np.full(x.shape, step, x.dtype), Model(config).shapes())  # noqa: B023
+            params = jax.tree.map(jax.numpy.asarray, filled)
+            checkpoints.save(step, params, {"count": jax.numpy.zeros(())})
+    ckpt.write_config(run, config.to_dict())
+    for path, step in ((run, 100), (f"{run}@20", 20), (f"{run}@100", 100)):
+        _, params = weights.load(path)
+        assert {float(leaf.max()) for leaf in jax.tree.leaves(params)} == {step}
+    with pytest.raises(ckpt.NoCheckpoint, match="no step 50"):
+        weights.load(f"{run}@50")

@@ -151,8 +151,7 @@ def test_unfinished_and_foreign_directories(tmp_path):
 
 def test_convert_there_and_back(tmp_path, t5_vocabulary_file, capsys):
     """To Hugging Face and back: the same bytes. transformers reads the vocabulary with it."""
-    # NOTE: for the model type umt5, transformers 5 wants a tokenizer.json beside spiece.model.
-    model = Model(dataclasses.replace(TINY["umt5"], relpos_per_layer=False))
+    model = Model(TINY["umt5"])
     params = random_params(model)
     weights.save(tmp_path / "a", model, params, vocabulary_file=t5_vocabulary_file)
     commands = [("a", "b", "huggingface"), ("b", "c", "winnow"), ("c", "d", "huggingface")]
@@ -252,11 +251,21 @@ print(max(x.nbytes for x in leaves), sum(x.nbytes for x in leaves), allocated, p
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-@pytest.mark.xfail(reason="2.0 to 8.1 times the largest tensor: the goal is not reached yet")
-@pytest.mark.parametrize("kind", ["winnow", "huggingface", "t5x", "t5x_scanned"])
-def test_the_host_holds_less_than_two_of_the_largest_tensors(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "scan_layers"),
+    [
+        ("winnow", True),
+        ("huggingface", True),
+        ("t5x", True),
+        ("t5x_scanned", True),
+        ("t5x_scanned", False),  # what is kept as a stack, taken apart
+        ("run", True),
+        ("run", False),
+    ],
+)
+def test_the_host_holds_less_than_two_of_the_largest_tensors(tmp_path, kind, scan_layers):
     """Beside the devices' own memory, which on a CPU is the host's too and is subtracted."""
-    large = T5Config(vocab_size=4096, d_model=512, d_kv=64, d_ff=2048, num_heads=8,
+    large = T5Config(vocab_size=4096, d_model=512, d_kv=64, d_ff=3072, num_heads=8,
                      num_encoder_layers=4, num_decoder_layers=4)  # fmt: skip
     small = dataclasses.replace(
         large, vocab_size=64, d_model=8, d_ff=16, num_heads=2, d_kv=4,
@@ -269,15 +278,20 @@ def test_the_host_holds_less_than_two_of_the_largest_tensors(tmp_path, kind):
             weights.save(tmp_path / name, model, params)
         elif kind == "huggingface":
             huggingface.save(tmp_path / name, model, params)
+        elif kind == "run":
+            (tmp_path / name).mkdir()
+            checkpoints.write_config(tmp_path / name, config.to_dict())
+            with checkpoints.Checkpoints(tmp_path / name) as run:
+                run.save(1, params, {"count": jnp.zeros(())})
         else:
             write_t5x(tmp_path / name, params, scanned=kind == "t5x_scanned")
-    paths = (tmp_path / "large", str(kind != "t5x_scanned"), tmp_path / "small")
+    paths = (tmp_path / "large", str(scan_layers), tmp_path / "small")
     found = subprocess.run(
         [sys.executable, "-c", MEASURE, *paths], check=True, cwd=REPOSITORY, capture_output=True,
         text=True, env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     _, total, allocated, peak = map(int, found.stdout.split())
-    largest = 4 * 512 * 2048 * 4  # a stack of MLP kernels, float32
+    largest = 4 * 512 * 3072 * 4  # a stack of MLP kernels, float32
     assert total > 6 * largest  # or nothing is shown
     print(f"{kind}: {total / largest:.1f} x largest in all, host {(peak - total) / largest:.2f} x")
     assert allocated < 2 * largest

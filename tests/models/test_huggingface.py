@@ -218,6 +218,76 @@ def test_a_whole_t5_gives_its_encoder(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
+# Tokenizers
+
+SENTENCES = [
+    "A  small\tvocabulary opens everywhere, with  odd spaces and a tail ",
+    "Naïve café: ﬁne ½ ① ｆｕｌｌ width, “quotes” — and 東京, which is unknown.",
+    "",
+]
+FAMILY = ("t5_v1_0", "t5_v1_1", "mt5", "umt5")
+
+
+def export_with_vocabulary(directory, name: str, vocabulary):
+    kind, settings = MODELS[name]
+    config = getattr(transformers, kind).config_class(**settings)
+    model = Model(huggingface_config.from_json(config.to_dict()))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), model.shapes())
+    huggingface.save(directory, model, params, vocabulary_file=vocabulary)
+    return transformers.AutoTokenizer.from_pretrained(directory)
+
+
+def assert_tokenises_as(tokenizer, sentencepiece_model, sentinels: int):
+    for sentence in SENTENCES:
+        expected = [*sentencepiece_model.encode(sentence), 1]
+        assert tokenizer(sentence).input_ids == expected, sentence
+    size = sentencepiece_model.get_piece_size()
+    assert tokenizer("<extra_id_0>").input_ids == [size + sentinels - 1, 1]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
+    assert tokenizer.unk_token_id == sentencepiece_model.unk_id()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_transformers_opens_the_exported_vocabulary(tmp_path, name, small_vocabulary):
+    import sentencepiece
+
+    tokenizer = export_with_vocabulary(tmp_path, name, small_vocabulary)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(small_vocabulary))
+    assert_tokenises_as(tokenizer, model, 100)
+
+
+@pytest.mark.parametrize("name", ["t5_v1_1", "umt5"])
+def test_transformers_opens_the_real_vocabulary(tmp_path, name, t5_vocabulary_file):
+    import sentencepiece
+
+    tokenizer = export_with_vocabulary(tmp_path, name, t5_vocabulary_file)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(t5_vocabulary_file))
+    assert_tokenises_as(tokenizer, model, 100)
+    assert tokenizer("Hello world <extra_id_0>").input_ids == [8774, 296, 32099, 1]
+    assert tokenizer.decode(tokenizer("Studies have shown").input_ids[:-1]) == "Studies have shown"
+
+
+def test_transformers_opens_byt5(tmp_path):
+    tokenizer = export_with_vocabulary(tmp_path, "byt5", None)
+    assert tokenizer("Hé").input_ids == [75, 198, 172, 1]
+    assert tokenizer("<extra_id_0>").input_ids == [258 + 1, 1]
+
+
+@pytest.fixture(scope="module")
+def small_vocabulary(tmp_path_factory):
+    """A unigram model as T5's are: pad 0, end 1, unknown 2, T5's normalisation."""
+    import sentencepiece
+
+    prefix = tmp_path_factory.mktemp("vocabulary") / "small"
+    text = [line for file in [__file__, huggingface.__file__] for line in open(file)]  # noqa: PTH123, SIM115
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_prefix=str(prefix), vocab_size=300, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, character_coverage=1.0, minloglevel=2,
+    )  # fmt: skip
+    return prefix.with_suffix(".model")
+
+
+# --------------------------------------------------------------------------------------------------
 # Tying
 
 

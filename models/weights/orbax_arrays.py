@@ -1,0 +1,105 @@
+"""The arrays of a tree that Orbax wrote, read one by one through TensorStore, a slice at a time.
+
+    _METADATA          the tree: names, and whether arrays are kept in one database (OCDBT) and how
+    checkpoint         in its place before 2024: msgpack, with a placeholder for each array, or the
+                       array itself where it was small
+    manifest.ocdbt     the database, if there is one; else a zarr directory for each array
+
+Orbax itself restores a whole tree at a time, each array in one piece. An array bears the name of
+its path in the tree, joined by dots.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from models.weights import flax_msgpack
+from models.weights.stored import StoredTensor, ZarrTensor, kvstore, open_zarr
+
+METADATA = "_METADATA"
+_OLD_INDEX = "checkpoint"
+_PLACEHOLDER = "PLACEHOLDER://"
+_NO_ARRAYS = ("None", "Dict", "List", "Tuple", "NamedTuple", "string", "Empty")
+
+
+def is_tree(directory: epath.Path) -> bool:
+    """Whether a directory holds a tree of Orbax's."""
+    names = (METADATA, "manifest.ocdbt")
+    return any((directory / name).exists() for name in names)
+
+
+def names(directory: epath.Path) -> dict[str, Any]:
+    """What the tree holds: paths, joined by slashes, to an array's name, or to the array itself.
+
+    Raises:
+        ValueError: an index that cannot be understood.
+    """
+    if (directory / _OLD_INDEX).exists():  # complete where both are there; _METADATA lacks values
+        tree = flax_msgpack.read_file(directory / _OLD_INDEX)
+        return dict(_placed(tree, ()))
+    try:
+        entries = _settings(directory)["tree_metadata"].values()
+        paths = [
+            [str(key["key"]) for key in entry["key_metadata"]]
+            for entry in entries
+            if entry["value_metadata"]["value_type"] not in _NO_ARRAYS
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{directory / METADATA} is not Orbax's index of a tree") from error
+    return {"/".join(path): ".".join(path) for path in paths}
+
+
+def tensors(
+    directory: epath.Path, wanted: Callable[[str], bool] = lambda _: True
+) -> dict[str, StoredTensor]:
+    """The arrays under the paths that are `wanted`; looks up their shapes, reads nothing else.
+
+    Raises:
+        ValueError: an array that the index names is missing, or cannot be opened.
+    """
+    settings = _settings(directory) if (directory / METADATA).exists() else {}
+    database = (directory / "manifest.ocdbt").exists()
+    driver = "zarr3" if settings.get("use_zarr3") else "zarr"
+    # Orbax once left out chunks of zeros. In a database a chunk cannot get lost otherwise; a
+    # missing file may have been forgotten by whoever copied the directory.
+    sparse = database and not settings.get("store_array_data_equal_to_fill_value", False)
+    found = {path: value for path, value in names(directory).items() if wanted(path)}
+    stores, opening = {}, {}
+    for path, name in found.items():
+        if isinstance(name, str):
+            stores[path] = _kvstore(directory, name, database)
+            opening[path] = open_zarr(stores[path], driver, sparse)
+    for path, future in opening.items():
+        try:
+            shape = tuple(future.result().shape)
+        except ValueError as error:
+            reason = str(error).partition(" [tensorstore_spec=")[0]
+            raise ValueError(f"{directory} lacks the array of {path}: {reason}") from error
+        found[path] = ZarrTensor(shape, stores[path], driver, sparse)
+    return found
+
+
+def _settings(directory: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / METADATA).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{directory / METADATA} is not Orbax's index of a tree") from error
+
+
+def _kvstore(directory: epath.Path, name: str, database: bool) -> dict[str, Any]:
+    if not database:
+        return kvstore(directory / name)
+    return {"driver": "ocdbt", "base": kvstore(directory), "path": f"{name}/"}
+
+
+def _placed(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for name, child in tree.items():
+            yield from _placed(child, (*path, str(name)))
+    elif isinstance(tree, str):
+        if tree.startswith(_PLACEHOLDER):
+            yield "/".join(path), tree.removeprefix(_PLACEHOLDER)
+    elif tree is not None:
+        yield "/".join(path), tree
