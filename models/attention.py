@@ -24,6 +24,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from models.config import RopeScaling
+from models.kernels import relative
 from models.kernels.looped import looped_attention
 from models.layers import (
     ATTENTION_INIT,
@@ -40,8 +41,9 @@ from models.partitioning import constrain, parts, per_shard
 # NOTE: finite, so that a row without any visible key gives a uniform softmax and not NaN.
 MASKED = -1e10
 
-# On a CPU, scores of fewer queries x keys than this are no faster in a loop: they fit the cache.
-_LOOP_FROM = 256 * 256
+# What "auto" runs, and from how many queries x keys of a row on. Fewer scores are no faster in a
+# loop, because they fit the cache; nor in the kernel, whose programs have a fixed cost.
+_AUTO = {"cpu": ("looped", 256 * 256), "tpu": ("pallas", 128 * 256)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -99,26 +101,38 @@ def attention_mask(
     key_segments: jax.Array,
     *,
     causal: bool = False,
+    head_dim: int,
+    dtype: str,
     only_plain: str | None = None,
 ) -> jax.Array | Segments:
     """Who sees whom, in the form that the kernel to be used wants: see `segment_mask`.
 
     Args:
-      setting: the configuration's `attention`.
+      setting: the configuration's `attention`. "xla": batched and plain. "looped": one row and head
+        at a time. "pallas": the TPU kernel; "pallas_interpret": its steps run in XLA, for tests.
+        "cudnn": cuDNN's fused kernel, see `Attention._fused`. "auto": on a CPU "looped" for long
+        rows, on a TPU "pallas", where they can do it; else "xla".
+      dtype: the compute dtype.
       only_plain: what this attention needs that no kernel has, or None.
 
     Raises:
       ValueError: the setting names a kernel that cannot do it.
     """
-    scores = query_segments.shape[1] * key_segments.shape[1]
     kernel = setting
     if setting == "auto":
-        loops = _platform() == "cpu" and scores >= _LOOP_FROM and only_plain is None
-        kernel = "looped" if loops else "xla"
+        kernel, least = _AUTO.get(_platform(), ("xla", 0))
+        scores = query_segments.shape[1] * key_segments.shape[1]
+        fits = kernel != "pallas" or relative.unsupported(head_dim) is None
+        if scores < least or only_plain is not None or not fits:
+            kernel = "xla"
     if kernel == "xla":
         return segment_mask(query_segments, key_segments, causal=causal)
     if only_plain is not None:
         raise ValueError(f"attention={setting!r} has no {only_plain}; use 'auto' or 'xla'")
+    if kernel.startswith("pallas") and (error := relative.unsupported(head_dim)):
+        raise ValueError(error)
+    if kernel == "cudnn" and dtype != "bfloat16":
+        raise ValueError(f"attention='cudnn' computes in bfloat16 only, not in {dtype}; use 'xla'")
     return Segments(query_segments, key_segments, causal, kernel)
 
 
@@ -172,14 +186,29 @@ class RelativePositionBias(nnx.Module):
         self.max_distance = max_distance
         self.bidirectional = bidirectional
 
+    def beside(self, mask: jax.Array | Segments, length: int) -> jax.Array:
+        """The bias of `length` tokens on themselves, in the form wanted by the kernel of `mask`.
+
+        float32 [1, heads, length, length]; for the TPU kernel [heads, 2 * max_distance + 1], one
+        value for each key - query.
+        """
+        if isinstance(mask, Segments) and mask.kernel.startswith("pallas"):
+            return self._by_distance()
+        return self(length, length)
+
+    def _by_distance(self) -> jax.Array:
+        table = self.rel_embedding[...]
+        buckets = _buckets(self.bidirectional, table.shape[1], self.max_distance)
+        return table.astype(jnp.float32)[:, jnp.asarray(buckets)]
+
     def __call__(self, queries: int, keys: int, offset: int | jax.Array = 0) -> jax.Array:
         """The bias of queries at indices offset, offset + 1, ... on keys at 0, 1, ...
 
         Array indices serve packed rows too: the bias depends on key - query alone, and other
         segments are masked. Returns float32 [1, heads, queries, keys].
         """
-        table = self.rel_embedding[...]
-        buckets = _buckets(self.bidirectional, table.shape[1], self.max_distance)
+        by_distance = self._by_distance()
+        heads = by_distance.shape[0]
         # One value per diagonal, then a Toeplitz matrix of them by reshaping: of a tiling with rows
         # of n, read as rows of n - 1, each row is the last one shifted right by one. The gradient
         # of that is a sum over rows, where gathering [queries, keys] numbers would scatter.
@@ -187,10 +216,10 @@ class RelativePositionBias(nnx.Module):
         diagonal = jnp.arange(n)
         relative = jnp.where(diagonal < keys, diagonal, diagonal - n) - offset
         relative = jnp.clip(relative, -self.max_distance, self.max_distance)
-        values = table[:, jnp.asarray(buckets)][:, relative + self.max_distance]  # [heads, n]
-        tiled = jnp.broadcast_to(values[:, None], (table.shape[0], queries, n))
-        skewed = tiled.reshape(table.shape[0], queries * n)[:, : queries * (n - 1)]
-        return skewed.reshape(1, table.shape[0], queries, n - 1)[..., :keys]
+        values = by_distance[:, relative + self.max_distance]  # [heads, n]
+        tiled = jnp.broadcast_to(values[:, None], (heads, queries, n))
+        skewed = tiled.reshape(heads, queries * n)[:, : queries * (n - 1)]
+        return skewed.reshape(1, heads, queries, n - 1)[..., :keys]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -335,7 +364,13 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Attention and output projection, [batch, queries, d_model]; `mask` may be `Segments`."""
         if isinstance(mask, Segments):
-            attended = self._attend_within(query, key, value, bias, mask, dropout_key)
+            kept = self._kept(query.shape[0], key.shape[1], dropout_key)
+            if mask.kernel == "looped":
+                attended = self._loop(query, key, value, bias, kept, mask)
+            elif mask.kernel == "cudnn":
+                attended = self._fused(query, key, _scaled(value, kept), bias, mask)
+            else:
+                return self.out(self._tiled(query, key, _scaled(value, kept), bias, mask))
         else:
             attended = dot_product_attention(
                 query,
@@ -352,13 +387,14 @@ class Attention(nnx.Module):
         attended = checkpoint_name(attended, "attention")
         return self.out(attended.reshape(*attended.shape[:2], -1))
 
-    def _attend_within(self, query, key, value, bias, segments: Segments, dropout_key):
-        batch, keys, heads = query.shape[0], key.shape[1], self.num_heads
-        kept = None
-        if dropout_key is not None and self.dropout_rate > 0.0:
-            # One draw for all queries multiplies a key's weight: [batch, heads, keys].
-            ones = jnp.ones((batch, heads, 1, keys), jnp.float32)
-            kept = dropout(ones, self.dropout_rate, dropout_key)[:, :, 0]
+    def _kept(self, batch, keys, dropout_key):
+        """Dropout of the weights, one draw for all queries: [batch, heads, keys], or None."""
+        if dropout_key is None or self.dropout_rate == 0.0:
+            return None
+        ones = jnp.ones((batch, self.num_heads, 1, keys), jnp.float32)
+        return dropout(ones, self.dropout_rate, dropout_key)[:, :, 0]
+
+    def _loop(self, query, key, value, bias, kept, segments: Segments):
         # Row by row and head by head, no device needs another's.
         split = "heads" if self.num_kv_heads % parts("heads") == 0 else None
         wide = ("batch", None, split, None)
@@ -371,14 +407,49 @@ class Attention(nnx.Module):
             "bias": (bias, (None, split, None, None)),
             "kept": (kept, ("batch", split, None)),
         }
-        given = {name: pair for name, pair in given.items() if pair[0] is not None}
-        arrays, axes = zip(*given.values(), strict=True)
+        run = functools.partial(looped_attention, causal=segments.causal, scale=self.scale)
+        return per_shard(run, given, wide, query.shape)
 
-        def run(*arrays):
-            named = dict(zip(given, arrays, strict=True))
-            return looped_attention(**named, causal=segments.causal, scale=self.scale)
+    def _fused(self, query, key, value, bias, segments: Segments):
+        """cuDNN's kernel keeps scores and weights on the chip.
 
-        return per_shard(run, arrays, axes, wide, query.shape)
+        But it takes one additive bias: a relative bias and the mask are spelled out together,
+        [batch, heads, queries, keys] in bfloat16, and so is the gradient. Without a bias it is the
+        mask alone, [batch, 1, queries, keys].
+        """
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            bias=None if bias is None else bias.astype(query.dtype),
+            mask=segment_mask(segments.queries, segments.keys, causal=segments.causal),
+            scale=self.scale,
+            implementation="cudnn",
+        )
+
+    def _tiled(self, query, key, value, bias, segments: Segments):
+        """[batch, queries, heads * head_dim]: heads stay side by side, as the projections do."""
+        if (group := self.num_heads // self.num_kv_heads) > 1:
+            key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
+        query, key, value = (x.reshape(*x.shape[:2], -1) for x in (query, key, value))
+        split = "heads" if self.num_heads % parts("heads") == 0 else None
+        joined = ("batch", None, split)
+        given = {
+            "query": (query, joined),
+            "key": (key, joined),
+            "value": (value, joined),
+            "query_segments": (segments.queries, ("batch", None)),
+            "key_segments": (segments.keys, ("batch", None)),
+            "by_distance": (bias, (split, None)),
+        }
+        run = functools.partial(
+            relative.relative_attention,
+            head_dim=self.head_dim,
+            causal=segments.causal,
+            scale=self.scale,
+            interpret=segments.kernel == "pallas_interpret",
+        )
+        return per_shard(run, given, joined, query.shape)
 
     def __call__(
         self, x, source=None, *, bias=None, mask=None, rotation=None, dropout_key=None
@@ -388,12 +459,39 @@ class Attention(nnx.Module):
         key, value = self.keys_values(x if source is None else source, rotation)
         return self.attend(query, key, value, bias=bias, mask=mask, dropout_key=dropout_key)
 
+    def absorbed(self, x, source, *, mask: jax.Array) -> jax.Array:
+        """As `__call__`, without making keys and values of a source that has few queries.
+
+        (query) (W_k source) = (W_k query) source, and a weighted sum of W_v source is W_v times
+        that of the source: exact, and cheaper where there are fewer queries than `head_dim`. Not
+        with keys or values that have a bias, a norm or groups; no dropout.
+        """
+        plain = self.key.bias is None and self.value.bias is None and self.key_norm is None
+        if not plain or self.num_kv_heads != self.num_heads:
+            raise ValueError("keys and values with biases, norms or groups cannot be absorbed")
+        by_head = (-1, self.num_heads, self.head_dim)
+        into_keys = self.key.kernel[...].reshape(by_head)  # [d_model, heads, head_dim]
+        into_values = self.value.kernel[...].reshape(by_head)
+        query = einsum("bqhd,mhd->bqhm", self.queries(x), into_keys)
+        scores = einsum("bqhm,bkm->bhqk", query, source, jnp.float32)
+        if self.scale != 1.0:
+            scores = scores * self.scale
+        weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+        mixed = einsum("bhqk,bkm->bqhm", weights.astype(source.dtype), source)
+        attended = einsum("bqhm,mhd->bqhd", mixed, into_values)
+        return self.out(attended.reshape(*attended.shape[:2], -1))
+
     def _heads(self, x, heads, norm=None, rotation=None):
         x = x.reshape(*x.shape[:2], heads, self.head_dim)
         x = constrain(x, ("batch", "length", "heads", None))
         if norm is not None:
             x = norm(x)
         return x if rotation is None else rotate(x, rotation)
+
+
+def _scaled(value, kept):
+    """What multiplies a key's weight for every query may as well multiply its value."""
+    return value if kept is None else (value * kept.swapaxes(1, 2)[..., None]).astype(value.dtype)
 
 
 def _query_init(head_dim, key, shape, dtype):

@@ -164,6 +164,8 @@ class DecoderLM(nnx.Module):
             segment_ids,
             segment_ids,
             causal=True,
+            head_dim=config.head_dim,
+            dtype=config.dtype,
             only_plain=_only_plain(config, training=dropout_key is not None),
         )
         if config.window is None:

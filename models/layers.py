@@ -36,12 +36,14 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 # What the backward pass finds saved. "dots": every product without batch dimensions, that is all
-# projections but no attention scores. "projections": only what enters the residual stream and the
-# attention's inputs and output. "full": nothing inside a layer.
+# projections but no attention scores, and attention's output. "projections": only what enters the
+# residual stream and the attention's inputs and output. "full": nothing inside a layer.
 _policies = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
-    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("attention")
+    ),
     "projections": _policies.save_only_these_names("projection", "attention"),
     "full": _policies.nothing_saveable,
 }

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import Attention, RelativePositionBias, attention_mask
+from models.attention import Attention, RelativePositionBias, attention_mask, segment_mask
 from models.config import T5Config
 from models.layers import MLP, Embedding, Linear, RMSNorm, Stack, dropout, einsum, split_key
 from models.partitioning import constrain
@@ -43,7 +43,7 @@ class EncoderLayer(nnx.Module):
         keys = split_key(dropout_key, 4)
         drop = functools.partial(dropout, rate=self.dropout_rate, broadcast=_LENGTH)
         if bias is None:
-            bias = self.relpos_bias(x.shape[1], x.shape[1])
+            bias = self.relpos_bias.beside(mask, x.shape[1])
         y = self.attention(
             self.pre_attention_layer_norm(x), bias=bias, mask=mask, dropout_key=keys[0]
         )
@@ -66,19 +66,21 @@ class DecoderLayer(nnx.Module):
             self.relpos_bias = _relative_bias(config, bidirectional=False)
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, x, encoded, *, bias, mask, cross_mask, dropout_key=None):
+    def __call__(self, x, encoded, *, bias, mask, cross_mask, absorb=False, dropout_key=None):
         """[batch, target_length, d_model] -> the same; `bias` None: this layer's own."""
         keys = split_key(dropout_key, 6)
         drop = functools.partial(dropout, rate=self.dropout_rate, broadcast=_LENGTH)
         if bias is None:
-            bias = self.relpos_bias(x.shape[1], x.shape[1])
+            bias = self.relpos_bias.beside(mask, x.shape[1])
         y = self.self_attention(
             self.pre_self_attention_layer_norm(x), bias=bias, mask=mask, dropout_key=keys[0]
         )
         x = x + drop(y, key=keys[1])
-        y = self.encoder_decoder_attention(
-            self.pre_cross_attention_layer_norm(x), encoded, mask=cross_mask, dropout_key=keys[2]
-        )
+        cross, y = self.encoder_decoder_attention, self.pre_cross_attention_layer_norm(x)
+        if absorb:
+            y = cross.absorbed(y, encoded, mask=cross_mask)
+        else:
+            y = cross(y, encoded, mask=cross_mask, dropout_key=keys[2])
         x = x + drop(y, key=keys[3])
         y = self.mlp(self.pre_mlp_layer_norm(x), dropout_key=keys[4], broadcast=_LENGTH)
         return constrain(x + drop(y, key=keys[5]), _RESIDUAL)
@@ -97,15 +99,16 @@ class Encoder(Stack):
         if not config.relpos_per_layer:
             self.relpos_bias = _relative_bias(config, bidirectional=True)
         self.encoder_norm = _norm(config)
-        self.attention = config.attention
+        self.config = config
         self.dropout_rate = config.dropout_rate
 
     def __call__(self, x, segment_ids, *, dropout_key=None):
         """Embedded tokens [batch, length, d_model] -> their encodings, the same shape."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
         x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
-        mask = attention_mask(self.attention, segment_ids, segment_ids)
-        bias = self.relpos_bias(x.shape[1], x.shape[1]) if hasattr(self, "relpos_bias") else None
+        mask = _mask(self.config, segment_ids, segment_ids)
+        shared = hasattr(self, "relpos_bias")
+        bias = self.relpos_bias.beside(mask, x.shape[1]) if shared else None
 
         def step(layer, x, key):
             return layer(x, bias=bias, mask=mask, dropout_key=key), None
@@ -127,21 +130,35 @@ class Decoder(Stack):
         if not config.relpos_per_layer:
             self.relpos_bias = _relative_bias(config, bidirectional=False)
         self.decoder_norm = _norm(config)
-        self.attention = config.attention
+        self.config = config
         if not config.tie_embeddings:
             self.logits_dense = Linear(config.d_model, config.vocab_size, ("embed", "vocab"))
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, x, encoded, segment_ids, encoder_segment_ids, *, dropout_key=None):
+    def __call__(
+        self, x, encoded, segment_ids, encoder_segment_ids, *, absorb=False, dropout_key=None
+    ):
         """Embedded tokens [batch, target_length, d_model] -> hidden states, the same shape."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
         x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
-        mask = attention_mask(self.attention, segment_ids, segment_ids, causal=True)
-        cross_mask = attention_mask(self.attention, segment_ids, encoder_segment_ids)
-        bias = self.relpos_bias(x.shape[1], x.shape[1]) if hasattr(self, "relpos_bias") else None
+        mask = _mask(self.config, segment_ids, segment_ids, causal=True)
+        if absorb:
+            cross_mask = segment_mask(segment_ids, encoder_segment_ids)
+        else:
+            cross_mask = _mask(self.config, segment_ids, encoder_segment_ids)
+        shared = hasattr(self, "relpos_bias")
+        bias = self.relpos_bias.beside(mask, x.shape[1]) if shared else None
 
         def step(layer, x, key):
-            x = layer(x, encoded, bias=bias, mask=mask, cross_mask=cross_mask, dropout_key=key)
+            x = layer(
+                x,
+                encoded,
+                bias=bias,
+                mask=mask,
+                cross_mask=cross_mask,
+                absorb=absorb,
+                dropout_key=key,
+            )
             return x, None
 
         x, _ = self.over_layers(step, x, layer_keys)
@@ -176,7 +193,14 @@ class T5(nnx.Module):
         return self.encoder(embedded, segment_ids, dropout_key=key)
 
     def decode(
-        self, encoded, encoder_segment_ids, tokens, segment_ids=None, *, dropout_key=None
+        self,
+        encoded,
+        encoder_segment_ids,
+        tokens,
+        segment_ids=None,
+        *,
+        absorb: bool = False,
+        dropout_key=None,
     ) -> jax.Array:
         """Teacher forcing: hidden states [batch, target_length, d_model] for `logits`.
 
@@ -188,6 +212,9 @@ class T5(nnx.Module):
           segment_ids: [batch, target_length]; a token sees its own segment, in the decoder and in
             the encoder. None: all is segment 1. NOTE: padding is not inferred from the tokens here,
             because T5 starts to decode with the pad id; trailing padding is in nobody's past.
+          absorb: let the queries of cross-attention absorb its key and value projections, see
+            `Attention.absorbed`: the same but for rounding, and cheaper while target_length is less
+            than d_kv. Without dropout.
           dropout_key: the key given to `encode` may be given again.
 
         To ask one question of every document of a packed row, give one start token per document
@@ -195,9 +222,13 @@ class T5(nnx.Module):
         """
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
+        if absorb and dropout_key is not None:
+            raise ValueError("absorb=True has no dropout")
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
         embedded = self.token_embedder(tokens, self.config.residual_dtype)
-        return self.decoder(embedded, encoded, segment_ids, encoder_segment_ids, dropout_key=key)
+        return self.decoder(
+            embedded, encoded, segment_ids, encoder_segment_ids, absorb=absorb, dropout_key=key
+        )
 
     def logits(self, hidden) -> jax.Array:
         """Hidden states [batch, length, d_model] -> float32 [batch, length, vocab]."""
@@ -270,6 +301,17 @@ def _attention(config: T5Config) -> Attention:
         config.d_kv,
         dropout_rate=config.dropout_rate,
         dropout_broadcast=_QUERIES,
+    )
+
+
+def _mask(config: T5Config, queries, keys, *, causal=False):
+    return attention_mask(
+        config.attention,
+        queries,
+        keys,
+        causal=causal,
+        head_dim=config.d_kv,
+        dtype=config.dtype,
     )
 
 

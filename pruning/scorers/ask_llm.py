@@ -172,8 +172,13 @@ def answer_log_probabilities(
     if model.config.family == "t5":
         segments = batch["encoder_segment_ids"]
         encoded = module.encode(batch["encoder_input_tokens"], segments)  # [rows, length, d_model]
+        starts = batch["decoder_input_tokens"]
         hidden = module.decode(
-            encoded, segments, batch["decoder_input_tokens"], batch["decoder_segment_ids"]
+            encoded,
+            segments,
+            starts,
+            batch["decoder_segment_ids"],
+            absorb=starts.shape[1] < model.config.d_kv,
         )  # [rows, documents, d_model]
     else:
         segments = batch["decoder_segment_ids"]

@@ -1,5 +1,6 @@
 """Attention against plain NumPy in float64; the relative bias against T5's definition."""
 
+import functools
 import math
 
 import jax
@@ -17,7 +18,8 @@ from models.attention import (
     segment_mask,
     segment_positions,
 )
-from models.config import RopeScaling
+from models.config import RopeScaling, T5Config
+from models.model import Model
 
 
 def bucket_of(relative: int, bidirectional: bool, buckets: int = 32, max_distance: int = 128):
@@ -219,3 +221,34 @@ def test_llama3_scaling_spares_fast_frequencies_and_divides_slow_ones():
     between = (turns > 1) & (turns < 4)
     assert between.any()
     assert ((angle < plain) & (angle > plain / 8))[between].all()
+
+
+def test_queries_may_absorb_the_projections_of_keys_and_values():
+    config = T5Config(
+        vocab_size=50,
+        d_model=24,
+        d_ff=16,
+        num_heads=3,
+        d_kv=8,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+    )
+    model = Model(config)
+    params = model.init(jax.random.key(0))
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, 50, (2, 30))
+    segments = np.sort(random.integers(1, 5, tokens.shape), axis=1)
+    segments[1, -6:] = 0
+    documents = np.array([[1, 2, 3, 4], [1, 2, 3, 0]])  # one question each
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def answer(params, absorb):
+        module = model.bind(params)
+        encoded = module.encode(tokens, segments)
+        starts = jnp.zeros_like(documents)
+        return module.decode(encoded, segments, starts, documents, absorb=absorb)
+
+    asked = documents > 0
+    np.testing.assert_allclose(
+        answer(params, True)[asked], answer(params, False)[asked], rtol=1e-5, atol=1e-5
+    )

@@ -1,4 +1,7 @@
-"""Attention in a loop over rows and heads against the plain form, forward and backward."""
+"""Attention kernels in the models, and the loop over rows and heads, against the plain form.
+
+The TPU kernel has tests of its own; here its steps run in XLA.
+"""
 
 import dataclasses
 
@@ -121,20 +124,22 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(path))
 
 
-def test_model_is_the_same_with_dropout_and_a_bias_per_layer():
+@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret"])
+def test_model_is_the_same_with_dropout_and_a_bias_per_layer(kernel):
     config = dataclasses.replace(CONFIG, dropout_rate=0.1, relpos_per_layer=True)
     params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
     key = jax.random.key(5)
-    looped, plain = (
+    ours, plain = (
         loss_and_gradient(dataclasses.replace(config, attention=attention), params, batch, key)
-        for attention in ("looped", "xla")
+        for attention in (kernel, "xla")
     )
-    assert_close(looped, plain)
+    assert_close(ours, plain)
 
 
-def test_sharded_equals_unsharded():
+@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret"])
+def test_sharded_equals_unsharded(kernel):
     axes = {"data": 2, "fsdp": 2, "tensor": 2}
-    config = dataclasses.replace(CONFIG, attention="looped")
+    config = dataclasses.replace(CONFIG, attention=kernel)
     params, batch = Model(config).init(jax.random.key(0)), batch_of()
     alone = loss_and_gradient(config, params, batch)
     with partitioning.use(partitioning.make_mesh(axes)) as mesh:
@@ -144,30 +149,52 @@ def test_sharded_equals_unsharded():
 
 
 def test_auto_loops_over_long_rows_on_a_cpu_and_explicit_choices_are_kept():
-    def choice(setting, length, **more):
+    def choice(setting, length, dtype="bfloat16", **more):
         ids = jnp.ones((1, length), jnp.int32)
-        mask = attention_mask(setting, ids, ids, **more)
+        mask = attention_mask(setting, ids, ids, **{"head_dim": 64, "dtype": dtype} | more)
         return mask.kernel if isinstance(mask, Segments) else "xla"
 
     assert choice("auto", 512) == "looped"
     assert choice("auto", 128) == "xla"
     assert choice("auto", 512, only_plain="softcap") == "xla"
     assert choice("looped", 8) == "looped"
+    assert choice("pallas", 8) == "pallas"
     assert choice("xla", 512) == "xla"
+    with pytest.raises(ValueError, match="computes in bfloat16 only"):
+        choice("cudnn", 512, dtype="float32")
+    with pytest.raises(ValueError, match="wants a head size"):
+        choice("pallas", 512, head_dim=80)
     with pytest.raises(ValueError, match="attention='looped' has no softcap"):
         choice("looped", 512, only_plain="softcap")
 
 
-def test_decoder_only_models_loop_too():
+@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret"])
+def test_decoder_only_models_have_them_too(kernel):
     config = DecoderConfig(
         vocab_size=64, d_model=16, d_ff=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=4
     )
     params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
-    looped, plain = (
+    ours, plain = (
         loss_and_gradient(dataclasses.replace(config, attention=attention), params, batch)
-        for attention in ("looped", "xla")
+        for attention in (kernel, "xla")
     )
-    assert_close(looped, plain)
-    windowed = dataclasses.replace(config, window=4, attention="looped")
+    assert_close(ours, plain)
+    windowed = dataclasses.replace(config, window=4, attention=kernel)
     with pytest.raises(ValueError, match="has no window"):
         loss_and_gradient(windowed, params, batch)
+
+
+def test_cudnn_is_lowered_for_gpus(monkeypatch):
+    # There is no GPU here: this shows that shapes and dtypes pass cuDNN's own checks, no more.
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91_000)
+    config = dataclasses.replace(CONFIG, attention="cudnn", dtype="bfloat16")
+    batch = batch_of(rows=2)
+
+    def loss(params):
+        return jnp.sum(Model(config).bind(params).forward(batch).astype(jnp.float32))
+
+    shapes = Model(config).shapes()
+    lowered = jax.jit(jax.grad(loss)).trace(shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax" in lowered
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in lowered
