@@ -206,32 +206,34 @@ def parts(name: str) -> int:
 
 def per_shard(
     function: Callable[..., Any],
-    arrays: Sequence[jax.Array],
-    axes: Sequence[Axes],
+    arrays: Mapping[str, tuple[jax.Array | None, Axes]],
     result: Axes,
     result_shape: Sequence[int],
 ) -> Any:
-    """function(*arrays), run by each device on its own pieces; for what the compiler cannot split.
+    """function(**arrays), run by each device on its own pieces; for what the compiler cannot split.
 
     Pieces are cut by the rules in force, so `function` must not look beyond its batch rows and
     heads. Gradients of arrays that several devices share are summed. Outside of `use`, a plain
     call.
 
     Args:
-        axes: of each array, one logical name per dimension.
+        arrays: by argument, an array and one logical name for each of its dimensions; where the
+            array is None, the argument is left out.
         result, result_shape: of the one array that `function` returns.
     """
+    given = {name: pair for name, pair in arrays.items() if pair[0] is not None}
+    values = [array for array, _ in given.values()]
+
+    def call(*values: jax.Array) -> Any:
+        return function(**dict(zip(given, values, strict=True)))
+
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or _active_rules.value is None:
-        return function(*arrays)
+        return call(*values)
     rules = dict(_active_rules.value)
-    specs = [
-        _partition_spec(names, mesh, rules, array.shape)
-        for names, array in zip(axes, arrays, strict=True)
-    ]
+    specs = tuple(_partition_spec(axes, mesh, rules, array.shape) for array, axes in given.values())
     out = _partition_spec(result, mesh, rules, result_shape)
-    mapped = jax.shard_map(function, in_specs=tuple(specs), out_specs=out, check_vma=False)
-    return mapped(*arrays)
+    return jax.shard_map(call, in_specs=specs, out_specs=out, check_vma=False)(*values)
 
 
 def batch_reader(mesh: Mesh) -> tuple[int, int]:
