@@ -109,8 +109,13 @@ def from_record(record: Mapping[str, Any], text_field: str, where: str) -> Docum
       where: "JsonlSource.text_field", the setting that the message tells to change.
     """
     value: Any = record
-    for key in text_field.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+    if "." not in text_field:
+        value = record.get(text_field)
+    else:
+        for key in text_field.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+    if value.__class__ is str:
+        return Document(value, record)
     if value is None:
         has = ", ".join(sorted(map(str, record))) or "nothing"
         return Reject(

@@ -1,10 +1,16 @@
-"""JSON lines, plain or compressed: one object per line."""
+"""JSON lines, plain or compressed: one object per line.
+
+msgspec parses in less than half of the standard library's time. It is the stricter of the two: a
+line that it refuses is given to the standard library, which decides and says what is wrong.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from pruning.sources import files
 from pruning.sources.document import (
@@ -43,6 +49,9 @@ class JsonlSource:
             yield _parsed(line, self.text_field)
 
 
+_parse = msgspec.json.Decoder().decode
+
+
 def _parsed(line: bytes | None, text_field: str) -> Document | Reject:
     if line is None:
         return Reject(
@@ -51,6 +60,12 @@ def _parsed(line: bytes | None, text_field: str) -> Document | Reject:
         )
     if not line or line.isspace():
         return Reject("blank_line", "the line is blank", malformed=False)
+    try:
+        record = _parse(line)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        record = None
+    if record.__class__ is dict:
+        return from_record(record, text_field, "JsonlSource.text_field")
     try:
         record = json.loads(line.decode())  # not left to json.loads, which lets surrogates pass
     except UnicodeDecodeError as error:

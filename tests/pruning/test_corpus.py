@@ -27,11 +27,14 @@ from pruning.vocabulary import Vocabulary
 
 def files_of(directory: Path) -> dict[str, bytes]:
     """Everything that two runs of the same work must have in common."""
-    return {
+    found = {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != "measured.json"
     }
+    # Somebody may commit between the two.
+    manifest = json.loads(found["manifest.json"]) | {"code": None}
+    return found | {"manifest.json": json.dumps(manifest).encode()}
 
 
 def all_columns(made: Corpus, *names: str) -> dict[str, list]:
