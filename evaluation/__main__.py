@@ -20,6 +20,28 @@ COMMANDS = {
         "compare score sets: rank agreement, length, documents at each decile",
         "--gin_file=configs/evaluate/scores.gin --gin.CORPUS=runs/c4/corpus",
     ),
+    "tasks": Command(
+        "evaluation.tasks.judged",
+        "a model's answers to GLUE, SuperGLUE, SQuAD, CNN/DailyMail, and their metrics",
+        "--gin_file=configs/evaluate/tasks.gin --gin.MODEL=runs/finetuned --gin.DATA=eval "
+        "--gin.TASKS=glue_v002_proportional",
+    ),
+    "examples": Command(
+        "evaluation.tasks.examples",
+        "write tasks as token ids, for fine-tuning with train.py",
+        "--gin_file=configs/evaluate/examples.gin --gin.TASKS=glue_v002_proportional "
+        "--gin.DATA=eval --gin.VOCABULARY=t5.model",
+    ),
+    "harness": Command(
+        "evaluation.harness",
+        "tasks of lm-evaluation-harness, published or from local files",
+        "--gin_file=configs/evaluate/harness.gin --gin.MODEL=runs/t5 --gin.TASKS=winnow_zero_shot",
+    ),
+    "contamination": Command(
+        "evaluation.contamination",
+        "find documents of a corpus that repeat an evaluation set",
+        "--gin_file=configs/evaluate/contamination.gin --gin.CORPUS=runs/corpus",
+    ),
     "study": Command(
         "evaluation.study",
         "score, select, train and evaluate over a whole grid, and write the report",

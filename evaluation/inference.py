@@ -1,0 +1,483 @@
+"""A model asked for likelihoods of continuations and for text, in batches of packed rows.
+
+    model = inference.load(InferenceConfig("runs/t5"))
+    pair = Pair(context=[363, 19, 8], continuation=[1919])
+    log_likelihood, greedy = model.log_likelihoods([pair])
+
+Choices
+- Pairs of all lengths are packed into rows of one shape, told apart by segment ids: few compiled
+  programs, little padding, and a pair's value does not depend on what it shares a row with.
+- The vocabulary's logits are computed where a continuation stands and nowhere else: the positions
+  to be answered are a side of their own in the packing.
+- Pairs that differ in the last token only (multiple choice by letters) are computed once.
+- What is too long loses its beginning, as is usual for prompts, and is counted.
+- An encoder-decoder has the context in its encoder, ended by EOS, and the continuation in its
+  decoder. Neither EOS nor sentinels count towards a continuation's likelihood.
+- Sums are taken in float64 on the host, in the order of the tokens.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from evaluation import tokenizers
+from pruning import progress
+from pruning.scorers import Documents
+from pruning.scoring import packing
+from pruning.scoring.packing import Side, Windows, offsets_of
+from pruning.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from evaluation.tokenizers import Tokenizer
+    from models.decoding import Beam, Greedy, Sample
+    from pruning.scorers.likelihood import Likelihood
+    from pruning.scoring.device import Loaded
+
+_AT_ONCE = 1 << 21  # tokens that are packed together: bounds the host's memory
+_LOGITS = 4096  # positions of a batch whose logits are in memory at a time
+_CANDIDATES = 8  # last tokens that share a computation, at most
+_STEP = 128  # lengths of prompts, and places for answers, are multiples of it
+_IN_FLIGHT = 2
+
+
+class Pair(NamedTuple):
+    """Token ids: what is given, and what may follow. Neither has EOS."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """A model to ask.
+
+    Attributes:
+      model: whatever `models.weights.load` takes: a directory, a training run, a hub name.
+      vocabulary: its tokenizer, where none lies beside it: a SentencePiece file, "bytes", a corpus,
+        or a directory with a Hugging Face tokenizer.
+      row_length: positions of a packed row, and the most that the model sees at once (of a model
+        with learned positions never more than it has).
+      batch_rows: rows of a batch, over all of this process's devices.
+      dtype: of the parameters and the computation; log-likelihoods are float32 in either case.
+      fsdp, tensor: mesh axes; the devices that remain are data-parallel.
+      infill: ask a T5 as its pretraining by span corruption did: the context ends with the first
+        sentinel, what follows begins with it. For models that know no other task.
+      compilation_cache: where compiled programs are kept; None keeps none.
+    """
+
+    model: str
+    vocabulary: str | None = None
+    row_length: int = 1024
+    batch_rows: int = 16
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    fsdp: int = 1
+    tensor: int = 1
+    infill: bool = False
+    compilation_cache: str | None = "~/.cache/winnow/compiled"
+
+    def __post_init__(self) -> None:
+        if self.row_length < _STEP or self.row_length % _STEP:
+            raise ValueError(f"row_length={self.row_length} must be a multiple of {_STEP}.")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change answers by more than rounding."""
+        names = ("row_length", "dtype", "infill")
+        return {name: getattr(self, name) for name in names}
+
+
+def load(config: InferenceConfig) -> Inference:
+    """Reads the model onto this process's devices.
+
+    Raises:
+      VocabularyError: no tokenizer is found, or it has more ids than the model.
+      ValueError: the devices do not divide the rows, or the settings do not suit the model.
+    """
+    from models import runtime
+    from pruning.scoring import device
+
+    if config.compilation_cache is not None:
+        runtime.cache_compilations(Path(config.compilation_cache).expanduser())
+    loaded = device.load(config.model, config.dtype, config.fsdp, config.tensor)
+    tokenizer = tokenizers.find(config.model, config.vocabulary)
+    return Inference(config, loaded, tokenizer)
+
+
+class Inference:
+    """A loaded model. `cut` counts the contexts that lost their beginning so far."""
+
+    def __init__(self, config: InferenceConfig, loaded: Loaded, tokenizer: Tokenizer):
+        from pruning.scoring.engine import require_vocabulary
+
+        self.config = config
+        self.model = loaded.model
+        self.tokenizer = tokenizer
+        self.digest = loaded.digest
+        self.cut = 0
+        self._params = loaded.params
+        self._mesh = loaded.mesh
+        self._programs: dict[Any, Any] = {}
+        shape = self.model.config
+        self.is_t5 = shape.family == "t5"
+        self.max_length = config.row_length
+        if not self.is_t5 and shape.positions == "learned":
+            self.max_length = min(self.max_length, shape.max_length)
+        if isinstance(tokenizer, Vocabulary):
+            require_vocabulary(config.model, shape, tokenizer)
+        parts = math.prod(self._mesh.shape[axis] for axis in ("data", "fsdp"))
+        if config.batch_rows % parts:
+            raise ValueError(
+                f"batch_rows={config.batch_rows} does not divide over {parts} devices (data x "
+                f"fsdp): give a multiple of {parts}."
+            )
+        if config.infill and not (self.is_t5 and isinstance(tokenizer, Vocabulary)):
+            raise ValueError("infill is for a T5 whose vocabulary has sentinels.")
+
+    def identity(self) -> dict[str, Any]:
+        """What names the model's answers: parameters, tokenizer, settings."""
+        return {
+            "model": {"config": self.model.config.to_dict(), "digest": self.digest},
+            "tokenizer": self.tokenizer.digest,
+            **self.config.identity(),
+        }
+
+    # ----------------------------------------------------------------------------------------------
+    # Likelihoods
+
+    def log_likelihoods(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+        """How likely is each continuation after its context?
+
+        Args:
+          pairs: a decoder-only model needs a context of at least one token.
+
+        Returns:
+          float64 [pairs], natural logarithms (0 for an empty continuation); and bool [pairs],
+          whether every token of the continuation is the model's likeliest.
+
+        Raises:
+          ValueError: an empty context for a decoder-only model, or a continuation that is longer
+            than the model sees at once.
+        """
+        groups = list(self._grouped(pairs))
+        sums, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+        candidates = max((len(members) for members in groups), default=1)
+        candidates = 1 << (candidates - 1).bit_length()
+        with progress.track("likelihoods", len(pairs), "pairs") as task:
+            for some in self._portions(groups, pairs):
+                windows = self._windows(
+                    [[pairs[i] for i in members] for members in some], candidates
+                )
+                values, is_best = self._ask(windows, candidates)
+                offsets = windows.sides[-1].offsets
+                first = int(self.config.infill)  # the sentinel is not the continuation's
+                for w, members in enumerate(some):
+                    begin, end = offsets[w] + first, offsets[w + 1]
+                    for k, pair in enumerate(members):
+                        sums[pair] = values[begin:end, k].sum(dtype=np.float64)
+                        greedy[pair] = is_best[begin:end, k].all()
+                task.advance(sum(map(len, some)))
+        return sums, greedy
+
+    def _grouped(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
+        """Pairs that differ in their last token only, as lists of indices; empty ones left out."""
+        groups: dict[Any, list[int]] = {}
+        for i, pair in enumerate(pairs):
+            context, continuation = tuple(pair.context), tuple(pair.continuation)
+            if not continuation:
+                continue
+            if not self.is_t5 and not context:
+                raise ValueError(
+                    f"pair {i} has no context: a decoder-only model needs a token to begin with."
+                )
+            if len(continuation) > self.max_length:
+                raise ValueError(
+                    f"pair {i} has a continuation of {len(continuation)} tokens; the model sees "
+                    f"{self.max_length} at once: raise row_length."
+                )
+            key = (context, continuation[:-1])
+            if len(groups.get(key, ())) == _CANDIDATES:
+                yield groups.pop(key)
+            groups.setdefault(key, []).append(i)
+        yield from groups.values()
+
+    def _portions(
+        self, groups: Sequence[list[int]], pairs: Sequence[Pair]
+    ) -> Iterator[list[list[int]]]:
+        portion: list[list[int]] = []
+        tokens = 0
+        for members in groups:
+            pair = pairs[members[0]]
+            portion.append(members)
+            tokens += len(pair.context) + len(pair.continuation)
+            if tokens > _AT_ONCE:
+                yield portion
+                portion, tokens = [], 0
+        if portion:
+            yield portion
+
+    def _windows(self, groups: Sequence[Sequence[Pair]], candidates: int) -> Windows:
+        """One window a group; its last side has the tokens to be answered for."""
+        inputs, given, targets, places = [], [], [], []
+        start = [self.model.config.decoder_start_id] if self.is_t5 else []
+        for pair, *_ in groups:
+            continuation = [*self._before(), *pair.continuation]
+            targets.append(continuation)
+            if self.is_t5:
+                given.append(self._encoder_input(pair.context))
+                inputs.append(start + continuation[:-1])
+            else:
+                whole = [*pair.context, *continuation]
+                self.cut += len(whole) > self.max_length + 1
+                whole = whole[-(self.max_length + 1) :]
+                inputs.append(whole[:-1])
+                places.append(np.arange(len(whole) - 1 - len(continuation), len(whole) - 1))
+        answers = {}
+        for k in range(candidates):
+            # The tokens before the last are those of all of the group.
+            lasts = [group[min(k, len(group) - 1)].continuation[-1] for group in groups]
+            wanted = [[*one[:-1], last] for one, last in zip(targets, lasts, strict=True)]
+            answers[f"answer_token_{k}"] = _flat(wanted)
+        inputs_side = {"decoder_input_tokens": _flat(inputs)}
+        if self.is_t5:
+            sides = (
+                Side("encoder", _offsets(given), {"encoder_input_tokens": _flat(given)}),
+                Side("decoder", _offsets(inputs), inputs_side | answers),
+            )
+        else:
+            answers["answer_position"] = np.concatenate([np.zeros(0, np.int64), *places])
+            sides = (
+                Side("decoder", _offsets(inputs), inputs_side),
+                Side("answer", _offsets(targets), answers),
+            )
+        return Windows(np.arange(len(groups)), sides)
+
+    def _before(self) -> list[int]:
+        """What stands in the decoder before a continuation."""
+        return [self.tokenizer.sentinel(0)] if self.config.infill else []  # type: ignore[attr-defined]
+
+    def _encoder_input(self, context: Sequence[int]) -> list[int]:
+        context, eos = list(context), self.model.config.eos_id
+        if context[-1:] == [eos]:
+            del context[-1]
+        end = [*self._before(), eos]
+        room = self.max_length - len(end)
+        self.cut += len(context) > room
+        return context[max(len(context) - room, 0) :] + end
+
+    def _ask(self, windows: Windows, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+        """Answers at the positions of the last side: float32 and bool [positions, candidates]."""
+        lengths = windows.lengths
+        row_lengths = [self.config.row_length] * lengths.shape[1]
+        # Places for answers: their share of the rows, with some room, so that neither side waits.
+        share = lengths[:, -1].sum() / max(lengths[:, 0].sum(), 1)
+        wanted = max(min(1.1 * share, 1.0) * self.config.row_length, lengths[:, -1].max(initial=1))
+        row_lengths[-1] = min(_STEP * math.ceil(wanted / _STEP), self.config.row_length)
+        packed = packing.pack(lengths, row_lengths)
+        rows = packed.fill(windows)
+        if not self.is_t5:
+            begins = np.repeat(packed.starts[:, 0], windows.sides[-1].lengths)
+            at = packed.positions(windows, 1)
+            rows["answer_position"].reshape(-1)[at] += begins.astype(np.int32)
+            del rows["answer_segment_ids"]
+        found = self._batches(("answers", candidates), rows, packed.num_rows)
+        values, is_best = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return packed.gather(windows, values), packed.gather(windows, is_best)
+
+    def _batches(
+        self, what: tuple[str, Any], rows: Mapping[str, np.ndarray], count: int
+    ) -> list[Any]:
+        """Runs a program over all rows; the answers of each batch, without the rows of padding."""
+        import jax
+
+        from models import partitioning
+
+        size = self.config.batch_rows
+        sharding = partitioning.batch_sharding(self._mesh)
+        program = self._program(what)
+        flying: collections.deque[tuple[Any, int]] = collections.deque()
+        found = []
+
+        def land() -> None:
+            answers, real = flying.popleft()
+            found.append(jax.tree.map(lambda x: np.asarray(x)[:real], answers))
+
+        with partitioning.use(self._mesh):
+            for begin in range(0, count, size):
+                real = min(size, count - begin)
+                batch = {name: _padded(x[begin : begin + real], size) for name, x in rows.items()}
+                flying.append((program(self._params, jax.device_put(batch, sharding)), real))
+                if len(flying) > _IN_FLIGHT:
+                    land()
+            while flying:
+                land()
+        return found
+
+    def _program(self, what: tuple[str, Any]) -> Any:
+        if what not in self._programs:
+            import jax
+
+            kind, setting = what
+            step = (
+                functools.partial(_answers, self.model, setting)
+                if kind == "answers"
+                else self._prepared(setting).step
+            )
+            self._programs[what] = jax.jit(step)
+        return self._programs[what]
+
+    def document_log_likelihoods(
+        self, documents: Sequence[Sequence[int]], likelihood: Likelihood
+    ) -> np.ndarray:
+        """Whole documents under an estimator of pruning/scorers/likelihood.py: float64 [documents].
+
+        Raises ScoreError where model and estimator do not go together.
+        """
+        given = Documents.of([list(document) for document in documents])
+        prepared = self._prepared(likelihood)
+        windows = prepared.windows(given)
+        lengths = [max(self.config.row_length, longest) for longest in prepared.longest]
+        packed = packing.pack(windows.lengths, lengths)
+        found = self._batches(("document", likelihood), packed.fill(windows), packed.num_rows)
+        answers = packed.gather(windows, np.concatenate(found)) if found else np.zeros(0)
+        scores = prepared.finish(given, windows, answers)
+        return -np.asarray(scores.columns["nll"], np.float64)
+
+    def _prepared(self, likelihood: Likelihood) -> Any:
+        return likelihood.prepare(self.model, self.tokenizer)  # type: ignore[arg-type]
+
+    # ----------------------------------------------------------------------------------------------
+    # Text
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        how: Greedy | Sample | Beam | None = None,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Continues every prompt; without the end of text, and without sentinels.
+
+        Args:
+          prompts: token ids; a decoder-only model needs at least one each.
+          max_new_tokens: the most tokens of an answer.
+          how: see models/decoding.py; greedy by default.
+          seed: of `Sample`; batch b draws from (seed, b).
+        """
+        import jax
+
+        from models import decoding, partitioning
+
+        how = how or decoding.Greedy()
+        ends = [self.model.config.eos_id]
+        sentinel = self._before()
+        if sentinel:
+            ends.append(self.tokenizer.sentinel(1))  # type: ignore[attr-defined]
+        ready = [self._prompt(prompt, max_new_tokens) for prompt in prompts]
+        order = sorted(range(len(ready)), key=lambda i: -len(ready[i]))
+        answers: list[list[int]] = [[] for _ in prompts]
+        size = self.config.batch_rows
+        sharding = partitioning.batch_sharding(self._mesh)
+        with (
+            progress.track("generate", len(prompts), "texts") as task,
+            partitioning.use(self._mesh),
+        ):
+            for number, begin in enumerate(range(0, len(order), size)):
+                some = order[begin : begin + size]
+                lengths = np.ones(size, np.int32)
+                lengths[: len(some)] = [len(ready[i]) for i in some]
+                longest = _STEP * math.ceil(lengths.max() / _STEP)
+                if not self.is_t5:
+                    longest = min(longest, self.max_length + 1 - max_new_tokens)
+                tokens = np.zeros((size, longest), np.int32)
+                for row, i in enumerate(some):
+                    tokens[row, : len(ready[i])] = ready[i]
+                key = None
+                if isinstance(how, decoding.Sample):
+                    key = jax.random.fold_in(jax.random.key(seed), number)
+                found = decoding.generate(
+                    self.model,
+                    self._params,
+                    jax.device_put(tokens, sharding),
+                    max_new_tokens=max_new_tokens + len(sentinel),
+                    lengths=jax.device_put(lengths, sharding),
+                    how=how,
+                    key=key,
+                    eos_ids=ends,
+                )
+                texts, counts = np.asarray(found.tokens), np.asarray(found.lengths)
+                for row, i in enumerate(some):
+                    text = texts[row, 0] if texts.ndim == 3 else texts[row]
+                    count = counts[row, 0] if counts.ndim == 2 else counts[row]
+                    skipped = {*ends, *sentinel}
+                    answers[i] = [t for t in text[:count].tolist() if t not in skipped]
+                task.advance(len(some))
+        return answers
+
+    def _prompt(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+        if self.is_t5:
+            return self._encoder_input(prompt)
+        room = self.max_length + 1 - max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens} leaves no room for a prompt: the model sees "
+                f"{self.max_length} tokens at once."
+            )
+        if not prompt:
+            raise ValueError("an empty prompt: a decoder-only model needs a token to begin with.")
+        self.cut += len(prompt) > room
+        return list(prompt)[-room:]
+
+
+def _answers(model: Any, candidates: int, params: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+    """log P of every candidate token, and whether it is the likeliest of all.
+
+    Args:
+      batch: a model's batch of packed rows; `answer_token_<k>` int32 [rows, answers]; of a
+        decoder-only model `answer_position` [rows, answers]: where in the row each is answered.
+
+    Returns:
+      float32 and bool [rows, answers, candidates].
+    """
+    import jax
+    import jax.numpy as jnp
+
+    module = model.bind(params)
+    hidden = module.forward(batch)  # [rows, length, d_model]
+    if "answer_position" in batch:
+        hidden = jnp.take_along_axis(hidden, batch["answer_position"][..., None], axis=1)
+    targets = jnp.stack([batch[f"answer_token_{k}"] for k in range(candidates)], axis=-1)
+    rows, places = targets.shape[:2]
+    part = next((n for n in (512, 256, 128, 64, 32) if rows * n <= _LOGITS and places % n == 0), 16)
+
+    def split(x: Any) -> Any:  # [rows, places, ...] -> [parts, rows, part, ...]
+        return jnp.moveaxis(x.reshape(rows, -1, part, *x.shape[2:]), 1, 0)
+
+    def ask(given: tuple[Any, Any]) -> tuple[Any, Any]:
+        states, wanted = given
+        logits = module.logits(states)  # [rows, part, vocab]
+        chosen = jnp.take_along_axis(logits, wanted, axis=-1)
+        best = jnp.argmax(logits, axis=-1)[..., None] == wanted
+        return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True), best
+
+    values, best = jax.lax.map(ask, (split(hidden), split(targets)))
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, places, candidates)  # noqa: E731
+    return join(values), join(best)
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.asarray([token for one in lists for token in one], np.int64)
+
+
+def _offsets(lists: Sequence[Sequence[int]]) -> np.ndarray:
+    return offsets_of(np.asarray([len(one) for one in lists], np.int64))
+
+
+def _padded(x: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(x, ((0, rows - len(x)), *((0, 0),) * (x.ndim - 1)))
