@@ -33,7 +33,8 @@ def board(name: str) -> Iterator[tuple[Show, Say]]:
 
 def summary(scheduler: Scheduler) -> str:
     """The state in a few words: how many stages, how long still."""
-    done, all_stages = len(scheduler.stages) - len(scheduler.unfinished), len(scheduler.stages)
+    all_stages = len(scheduler.ours)
+    done = all_stages - len(scheduler.left)
     if done == all_stages:
         return f"all {all_stages} stages finished"
     left = progress.duration(scheduler.seconds_left())
@@ -54,7 +55,7 @@ class _Lines:
             if item.stage.name not in self._seen:
                 self._seen.add(item.stage.name)
                 self.say(f"{item.stage.name} started: {item.stage.command}")
-        if time.monotonic() - self._last >= _LINE_EVERY or not scheduler.unfinished:
+        if time.monotonic() - self._last >= _LINE_EVERY or not scheduler.left:
             self._last = time.monotonic()
             doing = "".join(f"; {item.stage.name}{_how_far(item)}" for item in scheduler.running)
             self.say(summary(scheduler) + doing)

@@ -11,6 +11,8 @@ Choices
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from pruning import randomness
@@ -57,6 +59,7 @@ def ratios(
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The central `level` of the resampled values (percentile interval)."""
-    method = "linear" if np.isfinite(samples).all() else "nearest"  # none between infinities
+    finite = bool(np.isfinite(samples).all())  # between infinities nothing can be interpolated
+    method: Literal["linear", "nearest"] = "linear" if finite else "nearest"
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], method=method)
     return float(low), float(high)

@@ -26,7 +26,7 @@ from pruning.artefact import MANIFEST, config_of
 from pruning.corpus import load_vocabulary
 
 if TYPE_CHECKING:
-    from evaluation.study import EvaluationPlan, StudyConfig
+    from evaluation.study import EvaluationPlan, StudyConfig, TasksPlan
 
 PLAN = "plan.json"
 FULL = "full"  # the run on the whole pool
@@ -34,7 +34,7 @@ SENTINELS = 100  # of a vocabulary that is trained here
 
 # What stages take, in seconds, by their sort.
 _COSTS = {"vocabulary": 15, "corpus": 30, "split": 3, "examples": 10, "model": 60, "score": 40}
-_COSTS |= {"select": 3, "train": 40, "perplexity": 12, "report": 15, "kmeans": 15}
+_COSTS |= {"select": 3, "train": 40, "perplexity": 12, "fine_tuning": 60, "tasks": 30, "report": 15}
 _COST = 10  # of any other
 _WITHOUT_CORPUS = ("vocabulary", "ingest")  # commands that read none
 _GIVEN = ("vocabulary", "corpus", "pool", "training", "scoring", "judge")  # names of inputs
@@ -106,10 +106,19 @@ class _Planner:
             for cell in _cells(config)
             if not cell.size
         }
-        runs = [
-            self._run(cell, corpus, selections[cell.selection], evaluations)
-            for cell in _cells(config)
-        ]
+        examples = {
+            name: self._task_examples(name, item.examples, corpus)
+            for name, item in config.tasks.items()
+            if item.examples is not None
+        }
+        runs = []
+        for cell in _cells(config):
+            places = self._run(cell, corpus, selections[cell.selection], evaluations)
+            places["tasks"] = {
+                name: self._tasks(cell, name, item, places["train"], corpus, examples.get(name))
+                for name, item in config.tasks.items()
+            }
+            runs.append(places)
         places = {
             "corpus": corpus,
             "pool": pool,
@@ -284,6 +293,41 @@ class _Planner:
         self._add(f"perplexity/{cell.name}", argv, f"{judged}/result.json", needs)
         places = {"selection": selection, "train": trained, "perplexity": judged}
         return dataclasses.asdict(cell) | places
+
+    def _task_examples(self, name: str, recipe: Recipe, corpus: str) -> str:
+        output = self._at("made", f"{name}_examples")
+        argv = command("evaluation examples", recipe, {"VOCABULARY": corpus, "OUTPUT": output})
+        self._add(f"examples/{name}", argv, f"{output}/{MANIFEST}", self._needs(corpus))
+        return output
+
+    def _tasks(
+        self,
+        cell: Cell,
+        name: str,
+        item: TasksPlan,
+        model: str,
+        corpus: str,
+        examples: str | None,
+    ) -> str:
+        """Where the results of a set of tasks will be."""
+        root = self._at("runs", cell.name, "tasks", name)
+        if item.fine_tuning is not None:
+            settings = {
+                "MODEL": model,
+                "EXAMPLES": examples,
+                "OUTPUT": f"{root}/fine_tuned",
+                "SEED": cell.seed,
+                "COMPILATION_CACHE": self._at("compiled"),
+            }
+            argv = command("train", item.fine_tuning, settings)
+            needs = self._needs(model, examples)
+            model = settings["OUTPUT"]
+            self._add(f"fine_tuning/{cell.name}-{name}", argv, f"{model}/result.json", needs)
+        settings = {"MODEL": model, "VOCABULARY": corpus, "OUTPUT": f"{root}/judged"}
+        argv = command("evaluation tasks", item.recipe, settings)
+        result, needs = f"{root}/judged/result.json", self._needs(model, corpus)
+        self._add(f"tasks/{cell.name}-{name}", argv, result, needs)
+        return f"{root}/judged"
 
     def _selection(self, cell: Cell, corpus: str) -> str:
         if cell.sampler == FULL:

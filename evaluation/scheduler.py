@@ -4,6 +4,8 @@ Choices
 - A process per stage: its memory comes back, a crash is contained, and the user can run any of the
   command lines alone.
 - The longest chain of stages goes first, so that the last hour is not one long training alone.
+- Under a launcher every process can be given stages of its own, by patterns of their names, over
+  one shared directory. What needs stages of others that are not there yet is left undone.
 - After a failure nothing new starts, and what runs may finish: another cell's hours are not lost.
 - A process that was told to stop from outside (it exits with 75, as launchers know it) is started
   again and goes on.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import fnmatch
 import json
 import os
 import signal
@@ -29,7 +32,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.stages import Note, Records, Stage, checksum, key_of, ordered, seconds_left, urgency
+from evaluation.stages import (
+    Note,
+    Records,
+    Stage,
+    StudyError,
+    checksum,
+    key_of,
+    ordered,
+    seconds_left,
+    urgency,
+)
 from models.runtime import RESTART
 from pruning import progress
 
@@ -74,9 +87,10 @@ class Scheduler:
       records: where logs and notes go.
       workers: how many slots there are.
       environment: added to the processes' environment.
+      only: patterns of names, as in a shell; other stages are left to others. None: all.
 
     Raises:
-      StudyError: the stages do not fit together.
+      StudyError: the stages do not fit together, or a pattern fits none.
     """
 
     def __init__(
@@ -85,8 +99,15 @@ class Scheduler:
         records: Records,
         workers: int = 1,
         environment: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ):
         self.stages = ordered(stages)
+        self.ours = {stage.name for stage in self.stages}
+        if only is not None:
+            self.ours = {name for part in only for name in fnmatch.filter(self.ours, part)}
+            for part in only:
+                if not fnmatch.filter(self.ours, part):
+                    raise StudyError(f"no stage is called like {part!r}.")
         self.records = records
         self.workers = workers
         self.environment = dict(environment or {})
@@ -141,6 +162,11 @@ class Scheduler:
     def unfinished(self) -> list[Stage]:
         return [stage for stage in self.stages if stage.name not in self._notes]
 
+    @property
+    def left(self) -> list[Stage]:
+        """What is unfinished and ours to run."""
+        return [stage for stage in self.unfinished if stage.name in self.ours]
+
     def expected_seconds(self, stage: Stage) -> float:
         """What a stage took, or will take: its hint, corrected by what finished stages took."""
         if note := self._notes.get(stage.name):
@@ -163,12 +189,14 @@ class Scheduler:
     def seconds_left(self) -> float:
         """Until everything is finished."""
         left = {item.stage.name: self.remaining_seconds(item) for item in self.running}
-        return seconds_left(self.unfinished, self.expected_seconds, left, self.workers)
+        return seconds_left(self.left, self.expected_seconds, left, self.workers)
 
     def share_done(self) -> float:
         """The part of the work that is done, in [0, 1], by expected seconds."""
-        total = sum(map(self.expected_seconds, self.stages))
-        undone = sum(map(self.expected_seconds, self.unfinished))
+        total = sum(
+            self.expected_seconds(stage) for stage in self.stages if stage.name in self.ours
+        )
+        undone = sum(map(self.expected_seconds, self.left))
         for item in self.running:
             undone -= max(self.expected_seconds(item.stage) - self.remaining_seconds(item), 0.0)
         return 1.0 - undone / total if total else 1.0
@@ -192,7 +220,7 @@ class Scheduler:
         active = {item.stage.name for item in self.running}
         free = self.workers - sum(self._slots(item.stage) for item in self.running)
         first = urgency(self.unfinished, self.expected_seconds)
-        for stage in sorted(self.unfinished, key=lambda stage: -first[stage.name]):
+        for stage in sorted(self.left, key=lambda stage: -first[stage.name]):
             ready = stage.name not in active and self._notes.keys() >= set(stage.needs)
             if ready and self._slots(stage) <= free:
                 free -= self._slots(stage)

@@ -12,6 +12,7 @@ run by hand, and the scheduler runs these. What the stages leave:
     made/<stage>                        scores, embeddings, clusters, ...
     runs/<sampler>-<rate>-<seed>/       selection/, train/ and perplexity/ of a cell
     runs/...-<size>/                    train/ and perplexity/ at another size of the model
+    runs/.../tasks/<tasks>/             fine_tuned/ and judged/
     report/index.html
     stages/                             logs and notes (stages.py)
     plan.json                           what is where, for the report
@@ -30,7 +31,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.plan import PLAN, plan
@@ -96,6 +97,28 @@ class SamplerPlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class TasksPlan:
+    """Tasks that every model is judged by, such as GLUE, after fine-tuning or as it is.
+
+    Attributes:
+      title: for the report.
+      recipe: of `evaluation tasks`.
+      examples: recipe of `evaluation examples`, the same tasks' training parts; None: the models
+        are not fine-tuned.
+      fine_tuning: recipe of train.py, on these examples.
+    """
+
+    title: str
+    recipe: Recipe
+    examples: Recipe | None = None
+    fine_tuning: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        if (self.examples is None) != (self.fine_tuning is None):
+            raise ValueError(f"{self.title}: examples and fine_tuning go together.")
+
+
+@dataclasses.dataclass(frozen=True)
 class SizePlan:
     """Another size of the model, trained for over-scaling and for extrapolation.
 
@@ -155,6 +178,7 @@ class StudyConfig:
       keep_rates: shares of the pool's tokens.
       train: recipe of train.py, for every cell.
       sizes: other sizes of the model, by name.
+      tasks: sets of tasks, by name.
       perplexity: recipe of `evaluation perplexity`.
       seeds: each makes every selection and training anew.
       workers: processes at a time.
@@ -182,6 +206,7 @@ class StudyConfig:
     keep_rates: tuple[float, ...]
     train: Recipe
     sizes: Mapping[str, SizePlan] = dataclasses.field(default_factory=dict)
+    tasks: Mapping[str, TasksPlan] = dataclasses.field(default_factory=dict)
     perplexity: Recipe
     seeds: tuple[int, ...] = (0,)
     workers: int = 2
@@ -195,12 +220,17 @@ CONFIGURABLES: dict[str, type] = {
     "Scorer": ScorerPlan,
     "Sampler": SamplerPlan,
     "Size": SizePlan,
+    "StudyTasks": TasksPlan,
     "Evaluation": EvaluationPlan,
 }
 
 
-def run(config: StudyConfig, dry_run: bool = False) -> list[str]:
+def run(config: StudyConfig, dry_run: bool = False, only: Sequence[str] | None = None) -> list[str]:
     """Runs what is not finished, and says what there is to see.
+
+    Args:
+      dry_run: say the stages, as commands, and run nothing.
+      only: patterns of the names of stages; the others are left to other processes.
 
     Raises:
       StageFailed: a stage failed; the message shows the end of its log.
@@ -211,10 +241,12 @@ def run(config: StudyConfig, dry_run: bool = False) -> list[str]:
 
     planned = plan(config)
     records = Records(Path(config.output) / "stages")
-    scheduler = Scheduler(planned.stages, records, config.workers, environment(config))
+    scheduler = Scheduler(planned.stages, records, config.workers, environment(config), only)
     if dry_run:
         lines = []
         for stage in scheduler.stages:
+            if stage.name not in scheduler.ours:
+                continue
             state = "finished" if scheduler.is_finished(stage) else f"about {stage.cost:.0f} s"
             lines += [f"# {stage.name}: {state}", stage.command]
         return lines
@@ -223,10 +255,12 @@ def run(config: StudyConfig, dry_run: bool = False) -> list[str]:
     artefact.write_text(Path(config.output) / PLAN, places)
     with board(Path(config.output).name) as (show, say):
         ran = scheduler.run(show, say)
-    return [
-        f"{len(ran)} of {len(planned.stages)} stages had to be run",
-        f"report: {config.output}/report/index.html",
-    ]
+    lines = [f"{len(ran)} of {len(scheduler.ours)} stages had to be run"]
+    if scheduler.left:
+        lines.append(f"{len(scheduler.left)} wait for stages that other processes have to run")
+    elif not scheduler.unfinished:
+        lines.append(f"report: {config.output}/report/index.html")
+    return lines
 
 
 def environment(config: StudyConfig) -> dict[str, str]:

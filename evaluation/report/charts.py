@@ -43,15 +43,17 @@ class Palette:
 
     def _place(self, sampler: str) -> int:
         others = [name for name in self.titles if name not in (FULL, RANDOM)]
-        return others.index(sampler) % len(_COLOURS)
+        return others.index(sampler)
 
     def colour(self, sampler: str) -> str:
         fixed = {FULL: INK, RANDOM: _GREY}
-        return fixed.get(sampler) or _COLOURS[self._place(sampler)]
+        return fixed.get(sampler) or _COLOURS[self._place(sampler) % len(_COLOURS)]
 
     def marker(self, sampler: str) -> str:
-        fixed = {FULL: "*", RANDOM: "o"}
-        return fixed.get(sampler) or _MARKERS[self._place(sampler)]
+        if sampler in (FULL, RANDOM):
+            return {FULL: "*", RANDOM: "o"}[sampler]
+        again, place = divmod(self._place(sampler), len(_COLOURS))
+        return _MARKERS[(place + 3 * again) % len(_MARKERS)]  # a colour comes back, a pair does not
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,11 @@ class Cell:
     def epochs(self) -> float:
         return float(np.mean([run.epochs for run in self.runs]))
 
+    def score(self, tasks: str) -> tuple[float, float | None]:
+        """Of a set of tasks: the mean over tasks and seeds, and the deviation between seeds."""
+        scores = [float(np.mean(list(run.tasks[tasks].values()))) for run in self.runs]
+        return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+
 
 def compare(runs: Sequence[Run], evaluations: Sequence[str]) -> list[Cell]:
     """The cells of a study, the full data first, then by keep-rate and in the order of samplers.
@@ -121,10 +126,10 @@ def _measures(
             if full is None
             else _steps_to_full(groups[key], groups[keys[full]], evaluation),
         )
-    for name in ("to_full", "to_random"):
-        among = significance.adjusted([getattr(found, name) for found in result.values()])
-        for key, estimate in zip(keys, among, strict=True):
-            result[key] = dataclasses.replace(result[key], **{name: estimate})
+    to_fulls = significance.adjusted([found.to_full for found in result.values()])
+    to_randoms = significance.adjusted([found.to_random for found in result.values()])
+    for key, of_full, of_random in zip(keys, to_fulls, to_randoms, strict=True):
+        result[key] = dataclasses.replace(result[key], to_full=of_full, to_random=of_random)
     return result
 
 
@@ -280,8 +285,8 @@ def sizes(
         )
         exponent = significance.of_draws(float(fit.exponent), fits.exponent)
         there, drawn = fit.at(target), fits.at(target)
-        for place, i in enumerate(complete):
-            predicted[names[i]] = significance.of_draws(there[place], drawn[:, place])
+        for k, i in enumerate(complete):
+            predicted[names[i]] = significance.of_draws(there[k], drawn[:, k])
         wins = dict(zip(predicted, scaling.winners(drawn).tolist(), strict=True))
     return Sizes(
         tuple(parameters),

@@ -367,12 +367,15 @@ def _tables(
     runs: list[list[Any]] = [["sampler", "keep_rate", "share_kept", "epochs", "evaluation"]]
     for name in ("loss", "to_full", "to_random"):
         runs[0] += [name, f"{name}_low", f"{name}_high"]
+    runs[0] += ["to_full_p", "to_full_p_holm", "to_random_p", "to_random_p_holm"]
     runs[0] += ["bits_per_byte", "steps_to_full"]
     for cell in cells:
         for name, found in cell.measures.items():
             row: list[Any] = [cell.sampler, cell.keep_rate, cell.share_kept, cell.epochs, name]
             for estimate in (found.loss, found.to_full, found.to_random):
                 row += [estimate.value, estimate.low, estimate.high] if estimate else ["", "", ""]
+            for estimate in (found.to_full, found.to_random):
+                row += [estimate.p, estimate.adjusted] if estimate else ["", ""]
             runs.append([*row, found.bits_per_byte.value, found.steps_to_full])
     curves: list[list[Any]] = [["sampler", "keep_rate", "seed", "evaluation", "step", "loss"]]
     for run in results.runs:
@@ -406,6 +409,7 @@ def _tables(
     ]
     headline[0] += ["effective_parameters", "cost_in_trainings"]
     headline[0] += [f"perplexity_{item.name}" for item in results.evaluations]
+    headline[0] += list(results.tasks)
     for line in _table1(results, cells, sizes):
         over = line.over_scaling
         headline.append(
@@ -416,6 +420,7 @@ def _tables(
                 line.effective_size.value if line.effective_size else "",
                 line.cost if line.cost is not None else "",
                 *(found.perplexity for found in line.cell.measures.values()),
+                *(line.cell.score(name)[0] for name in results.tasks),
             ]
         )
     others: list[list[Any]] = [["evaluation", "sampler", "parameters", "loss", "low", "high"]]
@@ -426,8 +431,16 @@ def _tables(
         for sampler, estimate in of_sizes.predicted.items():
             ends = [estimate.value, estimate.low, estimate.high]
             others.append([name, sampler, round(of_sizes.target), *ends])
+    tasks: list[list[Any]] = [["sampler", "keep_rate", "seed", "size", "tasks", "task", "score"]]
+    tasks += [
+        [run.sampler, run.keep_rate, run.seed, run.size, name, task, score]
+        for run in results.runs
+        for name, scores in run.tasks.items()
+        for task, score in scores.items()
+    ]
     return {
         "headline": headline,
+        **({"tasks": tasks} if results.tasks else {}),
         **({"sizes": others} if sizes else {}),
         "runs": runs,
         "curves": curves,

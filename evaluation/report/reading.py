@@ -112,6 +112,7 @@ def read(study: epath.PathLike, documents: int = 2000) -> Results:
         },
         training_cost=costs[f"train/{_cell(places['runs'][0])}"],
         sizes={name: item["title"] for name, item in config["sizes"].items()},
+        tasks={name: item["title"] for name, item in config["tasks"].items()},
         configuration=config,
         provenance=tuple(_provenance(places["made"])),
         commands=tuple(places["commands"]),
@@ -182,6 +183,15 @@ def _run(
         curves={
             name: Curve(*(np.asarray(column) for column in zip(*points, strict=True)))
             for name, points in curves.items()
+        },
+        tasks={
+            name: {
+                task: float(found["score"])
+                for task, found in json.loads(
+                    (epath.Path(path) / "result.json").read_text()
+                ).items()
+            }
+            for name, path in places["tasks"].items()
         },
     )
 
@@ -313,7 +323,13 @@ def _texts(corpus: Artefact, doc_ids: np.ndarray) -> dict[int, dict[str, str]]:
     return found
 
 
-_CELLS = ("select", "train", "perplexity")  # sorts of stages that belong to a cell
+_CELLS = (
+    "select",
+    "train",
+    "perplexity",
+    "fine_tuning",
+    "tasks",
+)  # sorts of stages that belong to a cell
 _SHARED = ("vocabulary", "corpus", "split")  # that every study needs
 
 

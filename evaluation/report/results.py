@@ -45,6 +45,7 @@ class Run:
       epochs: how often the selection was seen.
       seconds, flops: of its training.
       losses, curves: by evaluation set.
+      tasks: set of tasks -> task -> score, 0 to 100.
     """
 
     sampler: str
@@ -61,6 +62,7 @@ class Run:
     flops: float
     losses: Mapping[str, Losses]
     curves: Mapping[str, Curve]
+    tasks: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +174,7 @@ class Results:
     sampler_costs: Mapping[str, Cost]  # all that had to be made for a sampler's selection
     training_cost: Cost  # of one run on the full data
     sizes: Mapping[str, str]  # of the model, besides the study's own: name -> title
+    tasks: Mapping[str, str]  # sets of tasks: name -> title
     configuration: Mapping[str, Any]
     provenance: tuple[Mapping[str, str], ...]  # name, kind, digest, path of every artefact
     commands: tuple[str, ...]

@@ -109,6 +109,7 @@ def results_of(count: int) -> Results:
         sampler_costs={"best": Cost("select", 1.0, 1e8, 5)},
         training_cost=Cost("train", 2.0, 1e9, 5),
         sizes={},
+        tasks={},
         configuration={"name": "</pre><script>window.hurt = 4</script>"},
         provenance=(),
         commands=("echo </pre><script>window.hurt = 5</script>",),

@@ -81,6 +81,25 @@ def test_other_sizes_train_on_the_same_selections(real):
     assert len(set(made)) == len(made)
 
 
+def test_tasks_judge_every_model_after_fine_tuning(config):
+    recipes = {
+        "recipe": Recipe("configs/evaluate/tasks.gin"),
+        "examples": Recipe("configs/evaluate/examples.gin"),
+        "fine_tuning": Recipe("configs/pretrain/finetune.gin"),
+    }
+    planned = plan(dataclasses.replace(config, tasks={"glue": study.TasksPlan("GLUE", **recipes)}))
+    stages = {stage.name: stage for stage in planned.stages}
+    assert sum(stage.sort == "examples" for stage in planned.stages) == 3  # of the judge two
+    for run in planned.places["runs"]:
+        cell = run["train"].split("/")[-2]
+        tuned, judged = stages[f"fine_tuning/{cell}-glue"], stages[f"tasks/{cell}-glue"]
+        assert f"--gin.MODEL={run['train']}" in tuned.argv and f"train/{cell}" in tuned.needs
+        assert "examples/glue" in tuned.needs and tuned.name in judged.needs
+        assert run["tasks"]["glue"] == judged.result.rpartition("/")[0]
+    with pytest.raises(ValueError, match="go together"):
+        study.TasksPlan("GLUE", recipes["recipe"], recipes["examples"])
+
+
 def test_a_chain_keeps_the_same_share_of_the_pool(real):
     stages = {stage.name: stage for stage in plan(real).stages}
     joint = stages["select/joint-20-seed0"]

@@ -368,6 +368,11 @@ def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
         )
         rate = 1.0 if name == "full" else 0.5
         places = {"selection": selection, "train": trained, "perplexity": judged}
+        answers = root / "runs" / name / "tasks"
+        answers.mkdir()
+        scores_of_tasks = {"cola": {"score": 10.0}, "sst2": {"score": 60.0 + len(runs)}}
+        (answers / "result.json").write_text(json.dumps(scores_of_tasks))
+        places["tasks"] = {"glue": str(answers)}
         runs.append({"sampler": name, "keep_rate": rate, "seed": 0, "size": ""} | places)
     terms = [["likelihood", "nll_mean", -1.0]]
     scorer = {"title": "Log-likelihood", "axis": "nats", "terms": terms}
@@ -401,6 +406,7 @@ def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
             "evaluations": {"held_out": {"title": "held-out grain", "rule": "By hash."}},
             "scorers": {"likelihood": scorer},
             "sizes": {},
+            "tasks": {"glue": {"title": "GLUE"}},
             "samplers": {"random": sampler | {"title": "Random", "scorer": None}, "low": sampler},
         },
     }
@@ -447,6 +453,8 @@ def test_the_tables_say_what_the_artefacts_say(small_study, html):
     assert results.runs[0].tokens == results.pool.n_tokens.sum()
     kept = results.kept["low", 0.5, 0]
     assert results.pool.n_tokens[kept].sum() == results.runs[2].tokens
+    headline = list(csv.DictReader((small_study / "report" / "headline.csv").open()))
+    assert [float(row["glue"]) for row in headline] == [35.0, 35.5, 36.0]
     values = results.scores[0].values  # minus the loss, so that "low" keeps the lowest
     assert values[kept].max() <= values[~kept].min()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.scheduler import Scheduler, StageFailed
-from evaluation.stages import Records, Stage
+from evaluation.stages import Records, Stage, StudyError
 
 # Waits, then writes what it has read: the result tells whether the inputs were there.
 WORK = """
@@ -136,6 +136,24 @@ def test_time_left_corrects_the_hints(tmp_path):
     taken = later.records.read(later.stages[0]).seconds
     assert later.seconds_left() == pytest.approx(2 * taken)
     assert later.share_done() == pytest.approx(1 / 3)
+
+
+def test_stages_divided_among_processes(tmp_path):
+    """Each runs its own, over one directory; what has to wait for others waits."""
+
+    def process(*only: str) -> Scheduler:
+        return Scheduler(diamond(tmp_path), Records(tmp_path / "s"), 2, only=only)
+
+    quiet = {"say": lambda line: None}
+    later = process("[cd]")
+    assert later.run(**quiet) == [] and [stage.name for stage in later.left] == ["c", "d"]
+    first = process("a", "b")
+    assert first.run(**quiet) == ["a", "b"] and not first.left
+    assert process("[cd]").run(**quiet) == ["c", "d"]
+    assert (tmp_path / "d.txt").read_text() == "abacd"
+    assert not process("*").left and started(tmp_path) == list("abcd")
+    with pytest.raises(StudyError, match="called like 'train"):
+        process("train/*")
 
 
 PARENT = """
