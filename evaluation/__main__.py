@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace, rest: Sequence[str]) -> int:
     module, config = COMMANDS[given.command].load(given, rest)
-    options = {"dry_run": True} if getattr(given, "dry_run", False) else {}
+    options = {name: getattr(given, name) for name in ("dry_run", "only") if hasattr(given, name)}
     for line in module.run(config, **options):
         print(line)
     return 0
@@ -84,6 +84,13 @@ def _parser(explained: str | None) -> argparse.ArgumentParser:
         if name == "study":
             added.add_argument(
                 "--dry_run", action="store_true", help="print the stages and run nothing"
+            )
+            added.add_argument(
+                "--only",
+                action="append",
+                metavar="PATTERN",
+                help="run only stages of such names, e.g. 'train/*-seed1*'; may be given several "
+                "times. For launchers: each process its cells, over one shared directory",
             )
     return parser
 
