@@ -12,7 +12,8 @@ Choices
 - Radix selection, most significant digit first: one histogram of costs per 16 bits of the key, so
   four passes over the keys and four over the hashes of those that tie at the cut. Exact whatever
   the distribution of the keys, and memory does not grow with the number of documents.
-- Histograms add up: documents come in chunks, from any number of shards in any order.
+- Histograms add up: documents come in chunks, from any number of shards, in any order and in any
+  number of threads.
 - Groups (quotas) are cut in the same passes, by shorter digits where they are many.
 - What is kept never costs more than the target, and falls short of it by less than the first
   document left out.
@@ -21,6 +22,7 @@ Choices
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -90,6 +92,10 @@ class Cut:
         )
 
 
+Each = Callable[[Callable[[Chunk], np.ndarray]], Iterable[np.ndarray]]
+_Column = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # values, costs, groups
+
+
 def between(chunk: Chunk, start: Cut | None, stop: Cut) -> np.ndarray:
     """bool [n], the documents from one cut (None: from the first on) to another, and INCLUDED."""
     kept = stop.before(chunk)
@@ -112,30 +118,30 @@ def unordered(values: np.ndarray) -> np.ndarray:
     return np.where(values >= _SIGN, values & ~_SIGN, ~values).view(np.float64)
 
 
-def find(chunks: Callable[[], Iterable[Chunk]], targets: np.ndarray) -> Cut:
+def find(each: Each, targets: np.ndarray) -> Cut:
     """Cuts every group at its target.
 
     Args:
-      chunks: gives all documents anew at every call.
+      each: applies a function to every chunk of all documents, anew at every call, and gives the
+        results in any order: `lambda function: map(function, chunks)`, or in threads.
       targets: int64 [groups], the cost not to be exceeded.
     """
 
-    def by_key() -> Iterable[_Column]:
-        return ((chunk.values, chunk.costs, chunk.groups) for chunk in chunks())
+    def by_key(chunk: Chunk) -> _Column:
+        return chunk.values, chunk.costs, chunk.groups
 
-    value, cost, _, fits = _radix_select(by_key, targets)
+    value, cost, _, fits = _radix_select(each, by_key, targets)
     value[fits] = EXCLUDED
     if fits.all():
         return Cut(value, np.zeros_like(value), cost, np.zeros_like(cost))
 
-    def by_hash() -> Iterable[_Column]:
-        for chunk in chunks():
-            rows = _tied(chunk, value)
-            groups = None if chunk.groups is None else chunk.groups[rows]
-            yield chunk.hashes(rows), chunk.costs[rows], groups
+    def by_hash(chunk: Chunk) -> _Column:
+        rows = _tied(chunk, value)
+        groups = None if chunk.groups is None else chunk.groups[rows]
+        return chunk.hashes(rows), chunk.costs[rows], groups
 
     left = np.where(fits, _EVERYTHING, targets - cost)
-    tie, beyond, next_cost, _ = _radix_select(by_hash, left)
+    tie, beyond, next_cost, _ = _radix_select(each, by_hash, left)
     return Cut(value, tie, cost + beyond, next_cost)
 
 
@@ -144,11 +150,8 @@ def _tied(chunk: Chunk, value: np.ndarray) -> np.ndarray:
     return np.flatnonzero((chunk.values == chunk.of(value)) & (chunk.values != EXCLUDED))
 
 
-_Column = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # values, costs, groups
-
-
 def _radix_select(
-    chunks: Callable[[], Iterable[_Column]], targets: np.ndarray
+    each: Each, column: Callable[[Chunk], _Column], targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Descends from the leading digit, into the bucket in which the costs pass the target.
 
@@ -159,29 +162,52 @@ def _radix_select(
       fits: bool [groups], the whole group costs no more than the target.
     """
     count = len(targets)
-    bits = 16 if count <= 256 else 8
+    longest = max(8, min(16, 20 - count.bit_length()))  # bits of a digit: a million buckets in all
     value = np.zeros(count, np.uint64)
     cost = next_cost = np.zeros(count, np.int64)
     fits = np.zeros(count, bool)
-    for shift in range(64 - bits, -1, -bits):
-        histogram = np.zeros(count << bits, np.int64)
-        for values, costs, groups in chunks():
-            if shift + bits < 64:
-                prefix = value[0] if groups is None else value[groups]
-                inside = np.flatnonzero(values >> np.uint64(shift + bits) == prefix)
-                values, costs = values[inside], costs[inside]
-                groups = None if groups is None else groups[inside]
-            bucket = (values >> np.uint64(shift)).astype(np.int64) & ((1 << bits) - 1)
-            if groups is not None:
-                bucket += groups.astype(np.int64) << bits
-            np.add.at(histogram, bucket, costs.astype(np.int64))
-        falling = histogram.reshape(count, -1)[:, ::-1]
+    above = 64  # bits, below those that are settled
+    while above:
+        bits = min(longest, above)
+
+        total = np.zeros(count << bits, np.int64)
+        for part in each(functools.partial(_histogram, column, value, above, bits)):
+            total += part
+        falling = total.reshape(count, -1)[:, ::-1]
         through = cost[:, None] + np.cumsum(falling, axis=1)  # of this digit and all above it
-        if shift == 64 - bits:
+        if above == 64:
             fits = through[:, -1] <= targets
             cost = through[:, -1]
         digit = np.argmax(through > targets[:, None], axis=1)
         next_cost = np.where(fits, 0, falling[np.arange(count), digit])
         cost = np.where(fits, cost, through[np.arange(count), digit] - next_cost)
         value = (value << np.uint64(bits)) | (falling.shape[1] - 1 - digit).astype(np.uint64)
+        above -= bits
     return value, cost, next_cost, fits
+
+
+def _histogram(
+    column: Callable[[Chunk], _Column], prefix: np.ndarray, above: int, bits: int, chunk: Chunk
+) -> np.ndarray:
+    """What the documents cost that have a group's prefix, by the next digit.
+
+    Args:
+      prefix: uint64 [groups], the digits that are settled.
+      above: how many bits are not.
+      bits: of the next digit.
+
+    Returns:
+      int64 [groups << bits].
+    """
+    values, costs, groups = column(chunk)
+    if above < 64:
+        own = prefix[0] if groups is None else prefix[groups]
+        inside = np.flatnonzero(values >> np.uint64(above) == own)
+        values, costs = values[inside], costs[inside]
+        groups = None if groups is None else groups[inside]
+    bucket = (values >> np.uint64(above - bits)).astype(np.int64) & ((1 << bits) - 1)
+    if groups is not None:
+        bucket += groups.astype(np.int64) << bits
+    found = np.zeros(len(prefix) << bits, np.int64)
+    np.add.at(found, bucket, costs.astype(np.int64))
+    return found

@@ -97,9 +97,13 @@ class Pool:
             inputs[f"selection_{number}"] = selection.artefact
         return inputs
 
-    def map(self, function: Callable[[int], R]) -> Iterator[R]:
-        """`function(shard)` for every shard, in order, computed in threads."""
-        return _in_threads(function, self.shards, self.config.workers)
+    def map(self, function: Callable[[int], R], per_worker: int = 1) -> Iterator[R]:
+        """`function(shard)` for every shard, in order, computed in threads.
+
+        Args:
+          per_worker: threads; more than one where they wait for the disk.
+        """
+        return _in_threads(function, self.shards, per_worker * self.config.workers)
 
     def documents(self, shard: int) -> Documents:
         """Reads a shard and joins its scores."""

@@ -117,7 +117,9 @@ def _find_cuts(pool: Pool, ranked: Ranked) -> _Cuts:
         start, stop = config.strategy.interval(total, budget)
 
     def find(target: np.ndarray) -> cut.Cut:
-        return cut.find(lambda: (shard.chunk(config) for shard in pool.map(ranked.shard)), target)
+        return cut.find(
+            lambda work: pool.map(lambda shard: work(ranked.shard(shard).chunk(config))), target
+        )
 
     start_cut = find(start) if start.any() else None
     if start_cut and config.strategy.takes_budget:
@@ -219,7 +221,7 @@ def _write(pool: Pool, ranked: Ranked, cuts: _Cuts, build: artefact.Build) -> _K
 
     parts = []
     with progress.track("write", len(pool.shards), "shards") as task:
-        for part in pool.map(of):
+        for part in pool.map(of, per_worker=3):
             parts.append(part)
             task.advance()
     return functools.reduce(operator.add, parts)

@@ -73,7 +73,7 @@ def test_equals_a_sorted_list(ranking, grouped):
     documents, targets, breaks = ranking
     targets = targets if grouped else targets[:1]
     chunks = chunks_of(documents, breaks, grouped)
-    found = cut.find(lambda: iter(chunks), targets)
+    found = cut.find(lambda work: map(work, chunks), targets)
     kept = np.concatenate([found.before(chunk) for chunk in chunks])
     expected, spent = expected_kept(documents, targets, grouped)
     np.testing.assert_array_equal(found.cost, spent)
@@ -103,5 +103,5 @@ def test_included_documents_are_kept_on_both_sides_of_a_start():
         None,
         lambda rows: rows.astype(np.uint64),
     )
-    start, stop = (cut.find(lambda: [chunk], np.asarray([n])) for n in (1, 3))
+    start, stop = (cut.find(lambda work: [work(chunk)], np.asarray([n])) for n in (1, 3))
     np.testing.assert_array_equal(cut.between(chunk, start, stop), [0, 1, 1, 0, 1])

@@ -218,6 +218,7 @@ def test_many_shards_give_what_one_gives(tmp_path, artefacts, monkeypatch):
         "random": (Random(), {"keep_tokens": 0.5, "scores": None, "score": None}),
         "split": (Split(0.1, 0.4), {"scores": None, "score": None}),
         "quotas": (Top(), {"keep_tokens": 0.3, "quotas": Quotas()}),
+        "threshold": (Threshold(high=0.5), {}),
     }
     results = []
     for shards in (1, 64):
