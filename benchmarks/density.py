@@ -20,7 +20,7 @@ import dataclasses
 
 import jax
 import numpy as np
-from kmeans_faiss import vectors
+from real_vectors import vectors
 from scipy import stats
 
 from pruning.coverage.embeddings import loads, local_mesh

@@ -14,6 +14,9 @@ and prints, for every sampler, the probability that it prefers a whole document 
 and main text to raw text: an AUC, 0.5 by chance. A document occurs once, so that no sampler meets
 twins that the experiment has made.
 
+Coverage is measured over two embeddings: latent semantic analysis (LSA), and the mean output of the
+span model's encoder, which was never trained to put alike texts near each other.
+
 The models are tiny and were trained for minutes: this shows what kinds of score find what kinds of
 junk, and that all the stages fit together. It does not rank the methods at scale.
 """
@@ -35,7 +38,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("WINNOW_DATA", REPOSITORY.parent / "shared" / "data"))
 PER_GROUP = 300  # whole documents, and damaged ones of every strength
-PAGES = 1200
+PAGES = 600
 VOCABULARY, MODEL_VOCABULARY = 8000, 8192
 KINDS = ("shuffled_words", "repeated_spans", "character_noise", "truncated", "boilerplate")
 KINDS += ("mixed_sentences",)
@@ -54,26 +57,34 @@ SAMPLERS: dict[str, Callable[[Columns], np.ndarray]] = {
     "information content, high first: total": lambda s: s["total"],
     "H_q + H_f, high first": lambda s: s["causal"] + s["h_f"],
     "H_f alone, high first": lambda s: s["h_f"],
-    "reference minus prior": lambda s: s["span"] - s["reference"],
+    "reference minus prior": lambda s: s["causal"] - s["reference"],
     "DSIR, sum": lambda s: s["dsir_sum"],
     "DSIR, mean": lambda s: s["dsir_mean"],
     "n-gram classifier": lambda s: s["quality"],
-    "density, inverse": lambda s: -s["density"],
-    "SemDeDup": lambda s: -s["twin_similarity"],
-    "prototypes": lambda s: s["centroid_similarity"],
-    "distilled Ask-LLM, n-grams": lambda s: s["student"],
+    "density, inverse: LSA": lambda s: -s["density"],
+    "density, inverse: T5": lambda s: -s["t5_density"],
+    "SemDeDup: LSA": lambda s: -s["twin"],
+    "SemDeDup: T5": lambda s: -s["t5_twin"],
+    "prototypes: LSA": lambda s: s["prototype"],
+    "prototypes: T5": lambda s: s["t5_prototype"],
+    "distilled Ask-LLM, n-grams": lambda s: s["n_grams"],
+    "distilled Ask-LLM, T5 encoder": lambda s: s["encoder"],
     "Ask-LLM x coverage": lambda s: s["ask_llm_yes"] / 0.25 - np.log(s["density"]),
 }
-# Where the preference comes from: score set -> column, or column -> name here.
+# Where it is read from: score set -> its name here -> column there.
 SCORES = {
     "ask_llm": {"ask_llm_yes": "ask_llm_yes"},
     "entropy": {"h_f": "h_f"},
     "dsir": {"dsir_sum": "dsir_sum", "dsir_mean": "dsir_mean"},
     "quality": {"quality": "quality"},
-    "density": {"density": "density"},
-    "twins": {"twin_similarity": "twin_similarity"},
-    "clusters": {"centroid_similarity": "centroid_similarity"},
-    "student": {"student": "student"},
+    "density_lsa": {"density": "density"},
+    "density_embedding": {"t5_density": "density"},
+    "twins_lsa": {"twin": "twin_similarity"},
+    "twins_embedding": {"t5_twin": "twin_similarity"},
+    "clusters_lsa": {"prototype": "centroid_similarity"},
+    "clusters_embedding": {"t5_prototype": "centroid_similarity"},
+    "student_ask_llm": {"n_grams": "student"},
+    "encoder_ask_llm_scores": {"encoder": "student"},
 }
 LIKELIHOODS = ("span", "prefix", "causal", "reference")
 
@@ -86,9 +97,12 @@ def main() -> None:
     if not (at / "text" / "done").exists():
         write_texts(at / "text")
     for name, command, result in stages(at):
+        if name == "density, lsa" and not (at / "lsa" / "manifest.json").exists():
+            write_lsa(at)
         if not (at / result).exists():
             run(name, command, at)
     print(table(at))
+    print(students(at))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -186,13 +200,15 @@ def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
     onwards = {"Train.model": None, "Train.initial_weights": at / "span", "LEARNING_RATE": 0.001}
     prefix = {"Stream.objective": "@PrefixLM()", "Stream.target_length": 128}
     yield train("prefix", "quickstart", 300, CORPUS=at / "train", **onwards, **prefix)
-    yield train("reference", "quickstart", 200, CORPUS=at / "good", **onwards)
     decoder = {"vocab_size": MODEL_VOCABULARY, "d_model": 96, "d_ff": 256, "num_layers": 3}
     decoder |= {"num_heads": 3, "num_kv_heads": 3, "head_dim": 32}
     causal = {"Train.model": "@DecoderConfig()", "Stream.objective": "@CausalLM()"}
     causal |= {"Stream.target_length": 128}
     causal |= {f"DecoderConfig.{name}": value for name, value in decoder.items()}
     yield train("causal", "quickstart", 1000, CORPUS=at / "train", **causal)
+    onwards |= {"Train.initial_weights": at / "causal", "Stream.objective": "@CausalLM()"}
+    onwards |= {"Stream.target_length": 128}
+    yield train("reference", "quickstart", 200, CORPUS=at / "good", **onwards)
     judged = {"Judge.strengths": "(0.5, 1.0)", "Judge.workers": 1, "MAX_TOKENS": 320}
     yield pruning(
         "examples",
@@ -210,36 +226,48 @@ def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
     # Scores.
     mixed = {"CORPUS": at / "mixed"}
     rows = mixed | {"ROW_LENGTH": 512, "BATCH_ROWS": 8, "DTYPE": "float32"}
-    window = {"WINDOW": 128, "OVERLAP": 32, "MAX_TOKENS": 320}
+    window = {"WINDOW": 128, "OVERLAP": 32, "MAX_TOKENS": 128}
     for name in LIKELIHOODS:
-        estimator = "span" if name == "reference" else name
+        estimator = "causal" if name == "reference" else name
         settings = {"MODEL": at / name, "ESTIMATOR": estimator} | rows | window
         yield pruning(f"nll {name}", "score", "score/likelihood.gin", f"nll_{name}", **settings)
     asked = {"MODEL": at / "judge", "MAX_TOKENS": 320} | rows
     yield pruning("Ask-LLM", "score", "score/ask_llm.gin", "ask_llm", **asked)
     embedded = {"MODEL": at / "span", "MAX_TOKENS": 320} | rows
     yield pruning("embedding", "score", "score/embedding.gin", "embedding", **embedded)
-    stored = mixed | {"EMBEDDINGS": at / "embedding"}
-    yield pruning(
-        "density",
-        "density",
-        "score/density.gin",
-        "density",
-        HASHES_PER_ROW=4,
-        BANDWIDTH=0.5,
-        **stored,
-    )
-    yield pruning("clusters", "kmeans", "score/kmeans.gin", "clusters", CLUSTERS=30, **stored)
-    twins = stored | {"CLUSTERS": at / "clusters"}
-    yield pruning("SemDeDup", "semdedup", "score/semdedup.gin", "twins", **twins)
+    for name, width in (("embedding", 0.02), ("lsa", 0.5)):
+        stored = mixed | {"EMBEDDINGS": at / name}
+        kernel = {"HASHES_PER_ROW": 4, "BANDWIDTH": width}
+        yield pruning(
+            f"density, {name}",
+            "density",
+            "score/density.gin",
+            f"density_{name}",
+            **kernel,
+            **stored,
+        )
+        clusters = f"clusters_{name}"
+        yield pruning(clusters, "kmeans", "score/kmeans.gin", clusters, CLUSTERS=30, **stored)
+        found = stored | {"CLUSTERS": at / clusters}
+        yield pruning(f"twins, {name}", "semdedup", "score/semdedup.gin", f"twins_{name}", **found)
     yield pruning("entropy", "entropy", "score/entropy.gin", "entropy", **mixed)
     yield pruning("DSIR", "dsir", "score/dsir.gin", "dsir", TARGET=at / "good", **mixed)
     yield pruning(
         "classifier", "classifier", "score/classifier.gin", "quality", GOOD=at / "good", **mixed
     )
-    yield pruning(
-        "student", "distill", "score/distill.gin", "student", TEACHER=at / "ask_llm", **mixed
-    )
+    # Students: of n-grams, and an encoder that begins as the span model's.
+    for name, score in (("ask_llm", "ask_llm_ratio"), ("nll_span", "nll_mean")):
+        lessons = mixed | {"TEACHER": at / name, "SCORE": score}
+        student = f"student_{name}"
+        yield pruning(student, "distill", "score/distill.gin", student, **lessons)
+    for name, score in (("nll_span", "nll_mean"), ("ask_llm", "ask_llm_ratio")):
+        taught = mixed | {"TEACHER": at / name, "SCORE": score, "MODEL": at / "span"}
+        taught |= {"MAX_TOKENS": 128, "STEPS": 400, "BATCH_SIZE": 16}
+        model = f"encoder_{name}"
+        yield pruning(model, "distill_encoder", "score/distill_encoder.gin", model, **taught)
+        asked = {"MODEL": at / model, "MAX_TOKENS": 128} | rows
+        scores = f"{model}_scores"
+        yield pruning(scores, "score", "score/student.gin", scores, **asked)
 
 
 def run(name: str, command: list[str], at: Path) -> None:
@@ -255,6 +283,19 @@ def run(name: str, command: list[str], at: Path) -> None:
         lines = (at / "log.txt").read_text().splitlines()
         raise SystemExit("\n".join([f"{name} failed:", *lines[-15:]]))
     print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def write_lsa(at: Path) -> None:
+    """Embeddings of the documents by latent semantic analysis."""
+    from real_vectors import semantic
+    from semdedup import write
+
+    from pruning.corpus import load_corpus
+
+    corpus = load_corpus(str(at / "mixed"))
+    shards = range(corpus.num_shards)
+    texts = [text for k in shards for text in corpus.columns(k, ["text"])["text"].to_pylist()]
+    write(at / "lsa", corpus, semantic(texts, 128))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -276,7 +317,7 @@ def columns(at: Path) -> tuple[Columns, np.ndarray]:
     values = {
         name: read(scores, column)
         for scores, names in SCORES.items()
-        for column, name in names.items()
+        for name, column in names.items()
     }
     for name in LIKELIHOODS:
         values[name] = read(f"nll_{name}", "nll") / read(f"nll_{name}", "n_scored_tokens")
@@ -313,6 +354,26 @@ def table(at: Path) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     sizes = " | ".join(str(int(rows.sum())) for rows in bad.values())
     return "\n".join([*lines, f"| documents | {sizes} |"])
+
+
+def students(at: Path) -> str:
+    """How students rank the documents that they have not learned from, and what they cost."""
+    from pruning import artefact
+
+    def seconds(scores: str) -> float:
+        measured = json.loads((at / scores / artefact.MEASURED).read_text())
+        documents = artefact.load(at / scores).manifest.counts["documents"]["ok"]
+        return measured.get("device_seconds", measured["seconds"]) / documents
+
+    lines = ["| teacher | student | held out | Spearman | best tenth | cost, of the teacher's |"]
+    lines.append("|---" * 6 + "|")
+    for teacher in ("ask_llm", "nll_span"):
+        for student, said in (("student", ""), ("encoder", "_scores")):
+            found = artefact.load(at / f"{student}_{teacher}").manifest.summary
+            cost = seconds(f"{student}_{teacher}{said}") / seconds(teacher)
+            numbers = f"{found['spearman']:.2f} | {found['best_tenth_overlap']:.2f} | {cost:.3f}"
+            lines.append(f"| {teacher} | {student} | {found['held_out']} | {numbers} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
