@@ -99,9 +99,8 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Estimated time of a step: cycles, or the time that memory takes where that is longer."""
-        chip = self.topology.chip
-        return max(self.cycles / chip.clock, 0.0)
+        """Estimated time of a step."""
+        return self.cycles / self.topology.chip.clock
 
     @property
     def share_of_peak(self) -> float:
