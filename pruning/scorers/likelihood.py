@@ -25,7 +25,7 @@ Choices
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -168,9 +168,22 @@ def token_nll(model: Model, params: Any, batch: Mapping[str, jax.Array]) -> jax.
         hidden,
         kernel,
         batch["decoder_target_tokens"],
+        chunk=_chunk(),
         scale=scale,
         softcap=getattr(model.config, "logit_softcap", None),
     )
+
+
+def _chunk() -> int:
+    """How many tokens have their logits in memory at a time.
+
+    On a CPU those of 256 stay in its cache, which halves the time of the head in bfloat16.
+    """
+    import jax
+
+    device = jax.sharding.get_abstract_mesh().abstract_device  # which need not be attached
+    platform = jax.default_backend() if device is None else device.platform
+    return 256 if platform == "cpu" else 4096
 
 
 # --------------------------------------------------------------------------------------------------
@@ -312,7 +325,7 @@ class _Causal:
         return Windows(pieces.document, (encoder, decoder), source)
 
 
-_BLOCK = 1 << 18  # tokens, over all masks, laid out at a time: bounds the temporary arrays
+_BLOCK = 1 << 18  # tokens laid out at a time: bounds the temporary arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,18 +352,15 @@ class _Span:
     def windows(self, documents: Documents) -> Windows:
         before = self.overlap // 2
         pieces = _slide(documents, self.window, before, self.overlap - before)
-        spans = -(-(pieces.last - pieces.first) // self.span_length)
-        masks = np.minimum(spans, self.masks)
-        piece = np.repeat(np.arange(len(spans)), masks)
-        mask = within(masks)
-        ends = np.cumsum((pieces.stop - pieces.start)[piece])
+        ends = np.cumsum(pieces.stop - pieces.start)
         cuts = np.searchsorted(ends, np.arange(_BLOCK, ends[-1:].sum(), _BLOCK))
-        blocks = [
-            self._lay_out(documents, pieces, some, its_mask)
-            for some, its_mask in zip(np.split(piece, cuts), np.split(mask, cuts), strict=True)
+        laid_out = [
+            one
+            for block in np.split(np.arange(len(ends)), cuts)
+            for one in self._lay_out(documents, pieces, block)
         ]
-        encoder, encoder_lengths, targets, target_lengths, source = (
-            np.concatenate(parts) for parts in zip(*blocks, strict=True)
+        piece, encoder, encoder_lengths, targets, target_lengths, source = (
+            np.concatenate(parts) for parts in zip(*laid_out, strict=True)
         )
         return Windows(
             pieces.document[piece],
@@ -361,32 +371,57 @@ class _Span:
             source,
         )
 
-    def _lay_out(self, documents, pieces, piece, mask) -> tuple[np.ndarray, ...]:
-        """Encoder tokens and lengths, decoder targets and lengths, and the targets' sources."""
-        start, stop = pieces.start[piece], pieces.stop[piece]
-        lengths = stop - start
-        at = ranges(start, lengths)  # positions in the documents' tokens, window after window
-        window = np.repeat(np.arange(len(piece)), lengths)
-        offset = at - pieces.first[piece][window]  # from the first scored token
-        scored = (offset >= 0) & (at < pieces.last[piece][window])
-        span, place = np.divmod(offset, self.span_length)
-        masked = scored & (span % self.masks == mask[window])
-        opens = masked & (place == 0)
-        sentinel = self.sentinels[np.where(opens, span // self.masks, 0)]
+    def _lay_out(
+        self, documents: Documents, pieces: _Pieces, block: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """The windows of some pieces, one mask after the other.
 
-        # Encoder: a masked span is its sentinel alone; EOS at the end of every window.
-        kept = ~masked | opens
-        encoder_lengths = np.bincount(window[kept], minlength=len(piece)) + 1
-        offsets = offsets_of(encoder_lengths)
-        encoder = np.full(offsets[-1], self.config.eos_id, np.int32)
-        tokens = documents.tokens[at].astype(np.int32)
-        encoder[ranges(offsets[:-1], encoder_lengths - 1)] = np.where(opens, sentinel, tokens)[kept]
+        Yields the pieces that have this mask, their encoder tokens and lengths, decoder targets and
+        lengths, and the targets' sources.
+        """
+        # What is the same for all masks is worked out once: a place per token, and one for EOS
+        # behind every piece.
+        lengths = pieces.stop[block] - pieces.start[block] + 1
+        at = ranges(pieces.start[block], lengths)  # in the documents' tokens
+        piece = np.repeat(np.arange(len(block)), lengths)
+        offset = (at - pieces.first[block][piece]).astype(np.int32)  # from the first scored token
+        scored = (offset >= 0) & (at < pieces.last[block][piece])
+        span = offset // np.int32(self.span_length)
+        begins = offset == span * np.int32(self.span_length)
+        mask = np.where(scored, span % np.int32(self.masks), -1).astype(np.int32)
+        tokens = documents.tokens[np.minimum(at, len(documents.tokens) - 1)].astype(np.int32)
+        tokens[np.cumsum(lengths) - 1] = self.config.eos_id
+        spans = -(-(pieces.last[block] - pieces.first[block]) // self.span_length)
 
-        # Decoder: every masked span, its sentinel in front.
-        repeats = masked.astype(np.int64) + opens
-        target_lengths = np.bincount(window, repeats, minlength=len(piece)).astype(np.int64)
-        entry = np.repeat(np.arange(len(at)), repeats)
-        is_sentinel = opens[entry] & (within(repeats) == 0)
-        targets = np.where(is_sentinel, sentinel[entry], tokens[entry])
-        source = np.where(is_sentinel, -1, at[entry])
-        return encoder, encoder_lengths, targets, target_lengths, source
+        for number in range(self.masks):
+            masked = mask == number
+            places = np.flatnonzero(masked)
+            opens = begins[places]
+            opening = places[opens]
+            sentinels = self.sentinels[span[opening] // self.masks]
+
+            # Encoder: a masked span is its sentinel alone.
+            kept = ~masked
+            kept[opening] = True
+            covered = tokens[opening]
+            tokens[opening] = sentinels
+            has = spans > number
+            encoder = tokens[kept if has.all() else kept & has[piece]]
+            tokens[opening] = covered
+            masked_lengths = np.bincount(piece[places], minlength=len(block))
+            opening_lengths = np.bincount(piece[opening], minlength=len(block))
+
+            # Decoder: every masked span, its sentinel in front.
+            entry = np.repeat(places, 1 + opens)
+            is_sentinel = np.zeros(len(entry), bool)
+            is_sentinel[np.flatnonzero(opens) + np.arange(len(opening))] = True
+            targets = tokens[entry]
+            targets[is_sentinel] = sentinels
+            yield (
+                block[has],
+                encoder,
+                (lengths - masked_lengths + opening_lengths)[has],
+                targets,
+                (masked_lengths + opening_lengths)[has],
+                np.where(is_sentinel, -1, at[entry]),
+            )

@@ -64,10 +64,10 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """The windows of some documents, in document order.
+    """The windows of some documents.
 
     Attributes:
-      document: int64 [windows], ascending: which of the documents a window is cut from.
+      document: int64 [windows]: which of the documents a window is cut from.
       sides: one or two. A scorer's device step answers for the positions of the last one.
       source: int64 [positions of the last side]: which of the documents' tokens a position speaks
         of, -1 for none. None where a scorer has no use for it.
@@ -283,15 +283,18 @@ def _fill_rows(lengths: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     pools = [
         _Pool(lengths, np.flatnonzero(heavy == side), side, int(capacity[side])) for side in (0, 1)
     ]
+    # What rows would use of each side if they were filled evenly: the rest of it is to spare.
+    used = np.minimum(capacity, lengths.sum(axis=0) / max(demand.max(), 1)).tolist()
     needs, full = lengths.tolist(), capacity.tolist()
+    spare = [have - use for have, use in zip(full, used, strict=True)]
     rows = np.empty(len(lengths), np.int64)
     placed = row = 0
     while placed < len(rows):
         room = list(full)
         begun = False
         while True:
-            # The side with more room left takes a window that is heavy there.
-            first = int(room[1] * full[0] > room[0] * full[1])
+            # The side that is further from its even use takes a window that is heavy there.
+            first = int((room[1] - spare[1]) * used[0] > (room[0] - spare[0]) * used[1])
             window = pools[first].take(room, begun)
             if window < 0:
                 window = pools[1 - first].take(room, begun)

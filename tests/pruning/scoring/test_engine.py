@@ -368,10 +368,45 @@ def test_the_estimate_is_what_a_run_measures(config, capsys):
     assert found.useful_flops == pytest.approx(measured["useful_flops"])
     assert found.rows == pytest.approx(measured["rows"], abs=corpus.num_shards)
     assert found.done_flops > found.useful_flops > 0
+    # What was measured is said in the lines of the estimate, with the estimate beside it.
+    said = capsys.readouterr().out
+    assert f"tokens         {found.tokens:,} (estimated {found.tokens:,}) after packing" in said
+    assert f"FLOPs          {found.useful_flops:.3g} useful (estimated" in said
+    assert said.splitlines() == measured["cost"]
+    assert measured["documents"] == found.documents and measured["windows"] == found.windows
+    assert 0 < measured["padding"] < 1
+    assert measured["padding"] == pytest.approx(
+        1 - measured["model_tokens"] / measured["positions"]
+    )
+    assert measured["done_flops"] > measured["useful_flops"]
+    assert measured["device_seconds"] == pytest.approx(8 * measured["seconds"])  # fake devices
+    assert measured["accelerator_hours"] == pytest.approx(measured["device_seconds"] / 3600)
+    assert measured["compile_seconds"] > 0 and measured["start_seconds"] > 0
+    assert "share_of_peak" not in measured  # nobody knows a CPU's
     assert engine.run(dataclasses.replace(config, dry_run=True, output="nowhere")) is None
     text = capsys.readouterr().out
     assert "accelerator-hours" in text
     assert not Path("nowhere").exists()
+
+
+def test_what_workers_measured_adds_up_to_shares_of_peak():
+    one = {
+        "documents": 10.0, "windows": 20.0, "rows": 4.0, "positions": 4096.0,
+        "model_tokens": 3072.0, "useful_flops": 6e12, "done_flops": 8e12, "seconds": 2.0,
+        "device_seconds": 4.0, "potential_flops": 4 * 197e12, "unknown_peak_seconds": 0.0,
+        "start_seconds": 5.0, "compile_seconds": 7.0,
+    }  # fmt: skip
+    measured = estimate.Measured.of(one)
+    assert measured.padding == 0.25
+    assert measured.flops_per_second == 1.5e12
+    assert measured.share_of_peak == pytest.approx(1.5 / 197)
+    text = "\n".join(measured.lines())
+    assert "1.5 TFLOP/s a device, 1% of the bf16 peak" in text and "estimated" not in text
+    # Two workers on other chips: what both could have done counts.
+    other = one | {"potential_flops": 4 * 918e12}
+    both = {name: one[name] + other[name] for name in one}
+    assert estimate.Measured.of(both).share_of_peak == pytest.approx(3 / (197 + 918))
+    assert estimate.Measured.of(both | {"unknown_peak_seconds": 1.0}).share_of_peak is None
 
 
 def test_flops_of_windows_are_those_of_single_rows(tiny_t5):
