@@ -100,6 +100,7 @@ class Collective:
     Attributes:
       kind: such as "all-gather".
       bytes: of one execution, see the module's head.
+      largest: bytes of the largest array among them; one operation may carry several.
       count: executions in a step.
       asynchronous: whether other work runs beside it.
       source: the model's operation that it came from.
@@ -107,6 +108,7 @@ class Collective:
 
     kind: str
     bytes: int
+    largest: int
     count: int
     asynchronous: bool
     source: str
@@ -332,7 +334,7 @@ def _collectives(
         for computation in computations.values():
             for instruction in computation.instructions.values():
                 kind = instruction.opcode.removesuffix("-start")
-                if kind not in COLLECTIVES:
+                if kind not in COLLECTIVES or _is_alone(instruction):
                     continue
                 times, parts = runs(computation.name)
                 asynchronous = parts or instruction.opcode != kind
@@ -345,9 +347,12 @@ def _collectives(
                 size = _collective_size(instruction, computation)
                 key = instruction.channel or (computation.name, instruction.name)
                 place = None if asynchronous else (computation.name, instruction.name)
+                shapes = [computation.instructions[name].shape for name in instruction.operands]
+                arrays = _ARRAY.finditer(" ".join([instruction.shape, *shapes]))
+                largest = max(size_of(array[0]) for array in arrays)
                 yield (
                     (key, kind, size, place),
-                    Collective(kind, size, times, asynchronous, _source(instruction)),
+                    Collective(kind, size, largest, times, asynchronous, _source(instruction)),
                 )
 
     counted: dict[object, Collective] = {}
@@ -357,6 +362,16 @@ def _collectives(
     for key in sorted(counted, key=str):
         if counted[key].count:
             yield counted[key]
+
+
+def _is_alone(instruction: Instruction) -> bool:
+    """Whether every group is of one device: nothing is sent."""
+    match = re.search(r"\breplica_groups=(\{\{.*?\}\}|\[[\d,]+\])", instruction.attributes)
+    if match is None:
+        return False
+    if match[1].startswith("["):  # [groups, devices of a group]
+        return match[1].strip("[]").split(",")[-1] == "1"
+    return "," not in match[1].replace("},{", "")
 
 
 def _is_reduction(fusion: Instruction) -> bool:

@@ -128,9 +128,12 @@ ENTRY %main (x: bf16[16,128], y: f32[128,128]) -> f32[16,128] {
   %async-collective-start = bf16[128,128]{1,0} fusion(%x), kind=kCustom, calls=%start
   %fusion.2 = bf16[128,128]{1,0} fusion(%x), kind=kCustom, calls=%beside
   %scatter = f32[16,128]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.3
-  %both = (f32[128,128]{1,0}, f32[128,128]{1,0}) all-reduce(%y, %y), channel_id=3, to_apply=%add
+  %both = (f32[128,128]{1,0}, f32[128,128]{1,0}) all-reduce(%y, %y), channel_id=3, \
+replica_groups={{0,1},{2,3}}, to_apply=%add
   %begun = (f32[16,128]{1,0}, f32[128,128]{1,0}) all-gather-start(%scatter), channel_id=4
   %done = f32[128,128]{1,0} all-gather-done(%begun)
+  %alone = f32[128,128]{1,0} all-reduce(%y), channel_id=5, replica_groups={{0},{1}}, to_apply=%add
+  %too = f32[128,128]{1,0} all-reduce(%y), channel_id=6, replica_groups=[8,1]<=[8], to_apply=%add
   ROOT %result = f32[16,128]{1,0} copy(%scatter)
 }
 """
