@@ -139,7 +139,7 @@ class WinnowLM(TemplateLM):
             prompts = [self._prompt(requests[i].args[0]) for i, _ in members]
             found = self.inference.generate(prompts, most, how, self._seed)
             for (i, until), tokens in zip(members, found, strict=True):
-                texts[i] = cut(self.inference.tokenizer.decode(tokens), until)
+                texts[i] = cut(self.inference.decode(tokens), until)
                 self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
         return texts
 

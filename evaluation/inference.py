@@ -362,7 +362,7 @@ class Inference:
         how: Greedy | Sample | Beam | None = None,
         seed: int = 0,
     ) -> list[list[int]]:
-        """Continues every prompt; without the end of text, and without sentinels.
+        """Continues every prompt; without the end of text, and without what infilling begins with.
 
         Args:
           prompts: token ids; a decoder-only model needs at least one each.
@@ -419,6 +419,12 @@ class Inference:
                     answers[i] = [t for t in text[:count].tolist() if t not in skipped]
                 task.advance(len(some))
         return answers
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids; sentinels, and ids that only the embedding has, give none."""
+        if isinstance(self.tokenizer, Vocabulary):
+            ids = [token for token in ids if token < self.tokenizer.base_size]
+        return self.tokenizer.decode(ids)
 
     def _prompt(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
         if self.is_t5:

@@ -16,16 +16,18 @@ Choices
 - Intervals come from drawing documents again (bootstrap.py). Differences between two models want
   the score sets: the documents are the same, so that they can be paired.
 - Beside it, the loss of the training objective on given batches, exactly as train.py evaluates it:
-  the number that loss curves and other T5 code bases speak of.
+  the number that loss curves and other T5 code bases speak of. Of a seqio task or mixture every
+  example of the split is taken once, and the bytes are those of the targets' text.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +36,11 @@ from etils import epath
 from evaluation import bootstrap
 from pruning import artefact
 from pruning.artefact import Artefact
+from pruning.examples import ExamplesConfig
 from pruning.scorers import OK
 from pruning.scorers.likelihood import Likelihood
+from pruning.seqio_data import SeqioConfig
+from pruning.stream import stream
 
 NAME = "Perplexity"
 RESULT = "result.json"
@@ -51,9 +56,10 @@ class PerplexityConfig:
       corpora: evaluation set -> corpus.
       within: evaluation set -> selection of that corpus; sets that are not named are whole corpora.
       likelihood: the estimator.
-      batches: name -> data as in Train.eval_data, for the loss of the training objective.
-      batch_count: how many batches of each, at most.
-      row_length, batch_rows, dtype, compilation_cache: as in Score.
+      batches: name -> data as in Train.eval_data, for the loss of the training objective:
+        @Stream(), @Examples(), or @Seqio(), a registered task.
+      batch_count: how many batches of each, at most; None takes all, where there is an end.
+      row_length, batch_rows, dtype, fsdp, tensor, compilation_cache: as in Score.
     """
 
     model: str
@@ -62,20 +68,32 @@ class PerplexityConfig:
     within: Mapping[str, str] = dataclasses.field(default_factory=dict)
     likelihood: Likelihood = dataclasses.field(default_factory=lambda: Likelihood("span"))
     batches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    batch_count: int = 16
+    batch_count: int | None = 16
     row_length: int = 1024
     batch_rows: int = 16
     dtype: Literal["float32", "bfloat16"] = "float32"
+    fsdp: int = 1
+    tensor: int = 1
     compilation_cache: str | None = "~/.cache/winnow/compiled"
 
     def __post_init__(self) -> None:
+        for name, data in self.batches.items():
+            ends = isinstance(data, SeqioConfig) or getattr(data, "repeat", True) is False
+            if self.batch_count is None and not ends:
+                raise ValueError(f"{name} never ends: set Perplexity.batch_count.")
         if unknown := sorted(set(self.within) - set(self.corpora)):
             raise ValueError(
                 f"Perplexity.within names {unknown[0]!r}, Perplexity.corpora does not."
             )
 
 
-CONFIGURABLES: dict[str, type] = {NAME: PerplexityConfig, "Likelihood": Likelihood}
+CONFIGURABLES: dict[str, type] = {
+    NAME: PerplexityConfig,
+    "Likelihood": Likelihood,
+    **stream.CONFIGURABLES,
+    "Examples": ExamplesConfig,
+    "Seqio": SeqioConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +153,8 @@ def evaluate(config: PerplexityConfig) -> dict[str, Any]:
                 row_length=config.row_length,
                 batch_rows=config.batch_rows,
                 dtype=config.dtype,
+                fsdp=config.fsdp,
+                tensor=config.tensor,
                 within=config.within.get(name),
                 compilation_cache=config.compilation_cache,
             )
@@ -221,9 +241,56 @@ def objective(config: PerplexityConfig) -> dict[str, dict[str, float]]:
 
     found = {}
     for name, data in config.batches.items():
-        opened = data.open(0, 1)
-        number = min(config.batch_count, getattr(opened, "num_batches", None) or math.inf)
-        pairs = [jax.device_get(sums(params, opened.batch(i))) for i in range(int(number))]
-        nats, tokens = np.sum(np.asarray(pairs, np.float64), axis=0)
-        found[name] = {"loss": float(nats / tokens), "target_tokens": int(tokens)}
+        nats = tokens = n_bytes = 0.0
+        for batch in itertools.islice(_batches(data), config.batch_count):
+            some, count = jax.device_get(sums(params, batch))
+            nats, tokens = nats + float(some), tokens + float(count)
+            if isinstance(data, SeqioConfig):
+                n_bytes += _target_bytes(data, batch)
+        found[name] = {"loss": nats / tokens, "target_tokens": int(tokens)}
+        if n_bytes:
+            found[name] |= {"bits_per_byte": nats / math.log(2) / n_bytes, "bytes": n_bytes}
+    return found
+
+
+def _batches(data: Any) -> Iterator[dict[str, np.ndarray]]:
+    """The batches in order; a seqio task's every example once, not repeated and not shuffled."""
+    opened = data.open(0, 1)
+    if not isinstance(data, SeqioConfig):
+        number = getattr(opened, "num_batches", None)
+        yield from map(opened.batch, itertools.count() if number is None else range(number))
+        return
+    import seqio
+
+    converter = {
+        "encoder_decoder": seqio.EncDecFeatureConverter,
+        "language_model": seqio.LMFeatureConverter,
+    }[data.converter]
+    dataset = seqio.get_dataset(
+        data.mixture_or_task,
+        dict(data.lengths),
+        dataset_split=data.split,
+        shuffle=False,
+        num_epochs=1,
+        feature_converter=converter(pack=data.pack),
+    )
+    for batch in dataset.batch(data.batch_size).as_numpy_iterator():
+        rows = data.batch_size - len(batch["decoder_target_tokens"])  # the last may be short
+        yield {name: np.pad(x, ((0, rows), (0, 0))) for name, x in batch.items()}
+
+
+def _target_bytes(data: SeqioConfig, batch: Mapping[str, np.ndarray]) -> int:
+    """UTF-8 bytes of the targets' text, without EOS."""
+    import seqio
+
+    vocabulary = (
+        seqio.get_mixture_or_task(data.mixture_or_task).output_features["targets"].vocabulary
+    )
+    weights, targets = batch["decoder_loss_weights"], batch["decoder_target_tokens"]
+    segments = batch.get("decoder_segment_ids", np.ones_like(targets))
+    found = 0
+    for row, weight, segment in zip(targets, weights, segments, strict=True):
+        for number in range(1, int(segment.max()) + 1):
+            kept = row[(weight > 0) & (segment == number) & (row != vocabulary.eos_id)]
+            found += len(vocabulary.decode(kept.tolist()).encode())
     return found

@@ -127,7 +127,7 @@ def generated(model: Inference, examples: Sequence[Example], most_tokens: int) -
     """What the model says to every example, decoded greedily."""
     prompts = [_given(model, example) for example in examples]
     found = model.generate(prompts, most_tokens)
-    return [model.tokenizer.decode(tokens).strip() for tokens in found]
+    return [model.decode(tokens).strip() for tokens in found]
 
 
 def ranked(model: Inference, examples: Sequence[Example], words: Sequence[str]) -> list[str]:

@@ -142,6 +142,11 @@ def test_generated_text_is_what_the_likelihoods_call_greedy(model):
     assert any(texts) and model.log_likelihoods(pairs)[1].all()
 
 
+def test_sentinels_are_no_text(t5):
+    first = Vocabulary.from_file("bytes").sentinel(0)
+    assert t5.decode([100, first, 101, 383]) == Vocabulary.from_file("bytes").decode([100, 101])
+
+
 def test_whole_documents_are_scored_as_the_scoring_engine_scores_them(t5):
     """Masks and windows come from the scorer; each document by itself is the reference."""
     documents = [RNG.integers(3, 259, n).tolist() for n in (5, 60, 200)]

@@ -153,3 +153,40 @@ def test_a_part_of_no_set_is_refused(config):
 
     with pytest.raises(ValueError, match=r"'news', Perplexity\.corpora does not"):
         dataclasses.replace(config, within={"news": "runs/x"})
+
+
+def test_a_seqio_task_is_taken_once_and_whole(small_model, config, tmp_path):
+    """Every example of the split counts once, packed or not, whatever the batch size."""
+    seqio = pytest.importorskip("seqio", reason="seqio is not installed")
+    import dataclasses
+
+    import tensorflow as tf
+
+    from pruning.seqio_data import SeqioConfig
+
+    texts = [f"{'grain ' * (i % 5 + 1)}and chaff {i}" for i in range(11)]
+    feature = seqio.Feature(seqio.ByteVocabulary(125), add_eos=True)
+    seqio.TaskRegistry.add(
+        "once_for_the_test",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+                {"inputs": ["say"] * 11, "targets": texts}
+            ),
+            splits=["validation"],
+        ),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features={"inputs": feature, "targets": feature},
+    )
+    data = SeqioConfig("once_for_the_test", {"inputs": 16, "targets": 64}, 4, split="validation")
+    batches = {"plain": data, "packed": dataclasses.replace(data, pack=True, batch_size=2)}
+    found = perplexity.objective(
+        dataclasses.replace(config, model=str(small_model), batches=batches, batch_count=None)
+    )
+    for one in found.values():
+        assert one["bytes"] == sum(map(len, texts))
+        assert one["target_tokens"] == sum(map(len, texts)) + len(texts)
+    assert found["packed"]["loss"] == pytest.approx(found["plain"]["loss"], rel=1e-5)
+    nats = found["plain"]["loss"] * found["plain"]["target_tokens"]
+    assert found["plain"]["bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / sum(map(len, texts))
+    )
