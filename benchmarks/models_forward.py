@@ -6,6 +6,7 @@ Same shapes, same tokens, same number of threads, in one process; the two take t
 is the least of the repetitions, so that other work on the machine disturbs both alike. A ratio over
 1 says how many times faster Winnow is. transformers runs its default attention, and in bfloat16
 holds its parameters in bfloat16; Winnow's stay float32, and its softmax, norms and residual stream.
+What it gave is in docs/log.md.
 """
 
 import argparse

@@ -5,7 +5,8 @@
 Both programs take the same steps in turn, so that whatever else the machine does falls on both
 alike; times are medians without the first two steps (compilation). Since both start from the same
 weights and see the same batches, their losses are compared at every step too: this is also how one
-sees that the numerics of the whole recipe, optimiser included, are T5's.
+sees that the numerics of the whole recipe, optimiser included, are T5's. What it gave is in
+docs/log.md.
 
 Wants the "hf" extra and PyTorch.
 """

@@ -187,7 +187,10 @@ def load_params(
     with _reading(run) as manager:
 
         def read(step: int) -> tuple[Any, str | None]:
-            loaded, own, saved, problem = None, 0, None, None
+            loaded: Any = None
+            saved: int | None = None
+            problem: str | None = None
+            own = 0
             try:
                 arguments = ocp.args.Composite(facts=ocp.args.JsonRestore())
                 saved = manager.restore(step, args=arguments)["facts"]["fingerprint"]["params"]

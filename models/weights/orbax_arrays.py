@@ -66,7 +66,8 @@ def tensors(
     # missing file may have been forgotten by whoever copied the directory.
     sparse = database and not settings.get("store_array_data_equal_to_fill_value", False)
     found = {path: value for path, value in names(directory).items() if wanted(path)}
-    stores, opening = {}, {}
+    stores: dict[str, dict[str, Any]] = {}
+    opening: dict[str, Any] = {}
     for path, name in found.items():
         if isinstance(name, str):
             stores[path] = _kvstore(directory, name, database)

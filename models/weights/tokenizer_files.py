@@ -133,7 +133,8 @@ def _sentinels(vocabulary: _Vocabulary, config: T5Config) -> int:
 
 
 def _parse(spiece_model: bytes) -> _Vocabulary:
-    pieces, model_type, normalizer = [], _UNIGRAM, b""
+    pieces: list[tuple[str, float, int]] = []
+    model_type, normalizer = _UNIGRAM, b""
     try:
         for field, value in _fields(spiece_model):
             if field == 1:  # ModelProto.pieces
