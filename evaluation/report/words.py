@@ -60,9 +60,11 @@ def _against_full(pruned: Sequence[Cell], titles: dict[str, str], evaluation: Ev
             f"At equal compute, training on everything was best {where}; {what} came closest, "
             f"{amount} behind."
         )
+    alone = difference.low * difference.high > 0  # its own interval excludes zero
+    looks = "after correction for all that were looked at, " if alone else ""
     return (
-        f"At equal compute, the best selection {where} was {what}; it cannot be told from training "
-        f"on everything ({difference.value:+.3f} nats per token, {interval(difference)})."
+        f"At equal compute, the best selection {where} was {what}; {looks}it cannot be told from "
+        f"training on everything ({difference.value:+.3f} nats per token, {interval(difference)})."
     ).replace("-", "−")
 
 

@@ -208,6 +208,16 @@ def test_the_headline_says_who_won_only_where_someone_did():
     assert "cannot be told from training on everything" in sentences(random=0.3, low=0.0)
 
 
+def test_what_many_looks_take_away_is_said():
+    hard = np.linspace(2, 6, 50)
+    cells = comparison.compare([run_of("full", 1.0, hard), run_of("low", 0.2, hard - 0.1)], ["hq"])
+    found = cells[1].measures["hq"]
+    doubtful = dataclasses.replace(found.to_full, adjusted=0.2)
+    cells[1].measures["hq"] = dataclasses.replace(found, to_full=doubtful)
+    text = " ".join(words.headline(cells, SAMPLERS, {"likelihood": "Log-likelihood"}, EVALUATION))
+    assert "after correction for all that were looked at, it cannot be told from" in text
+
+
 def test_a_victory_of_the_random_selection_shows_chance():
     assert "shows how far runs differ by chance" in sentences(random=-0.2, low=-0.1)
 
