@@ -102,9 +102,8 @@ def look(path: epath.PathLike, now: float | None = None) -> Status:
         raise ArtefactError(f"{path} holds no unfinished work.") from None
     names = [entry.name for entry in inside.iterdir()]
     with ThreadPoolExecutor(_THREADS) as pool:
-        records = pool.map(_read, [inside / n for n in names if _is(n, "data-")])
-        signs = pool.map(_read, [inside / n for n in names if _is(n, "worker-")])
-        records, signs = [r for r in records if r], [s for s in signs if s]
+        records = _read_all(pool, [inside / name for name in names if _is(name, "data-")])
+        signs = _read_all(pool, [inside / name for name in names if _is(name, "worker-")])
     total = plan["shards"]
     done = {_shard_of(record["shard"]["file"]) for record in records}
     workers = [_worker(sign, now) for sign in signs if sign["shard"] not in done]
@@ -141,6 +140,10 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _read_all(pool: ThreadPoolExecutor, paths: Sequence[epath.Path]) -> list[dict[str, Any]]:
+    return [content for content in pool.map(_read, paths) if content is not None]
 
 
 def _worker(sign: Mapping[str, Any], now: float) -> Worker:

@@ -3,15 +3,20 @@
 Choices
 - The directory is read by what stands in it (`builder_from_directory`): neither the code that made
   the dataset nor the network is needed.
-- TensorFlow is imported when a file is read, and kept off accelerators.
+- TensorFlow is imported when a file is read, and kept off accelerators. What it says of itself when
+  it starts (instruction sets, CUDA libraries that are not there, plugins registered twice) is of no
+  use to who reads a dataset, and is silenced unless the user's environment asks for it.
 - One shard file at a time, unshuffled, so that the rows come in the order that they are stored in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +33,7 @@ from pruning.sources.document import (
 )
 
 _INFO = "dataset_info.json"
+_FATAL = "3"  # TensorFlow's log level for fatal errors alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +67,7 @@ class TfdsSource:
         return files.fingerprint(file)
 
     def read(self, file: str, fields: Sequence[str], meter: Meter) -> Iterator[Document | Reject]:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
-
-        tf.config.set_visible_devices([], "GPU")
+        tf, tfds = _libraries()
         builder = _builder(self._directory())
         index = self.files().index(file)
         rows = builder.info.splits[self.split].shard_lengths[index]
@@ -108,13 +110,49 @@ class TfdsSource:
 
 @functools.cache
 def _builder(directory: epath.Path) -> Any:
+    return _libraries()[1].builder_from_directory(directory)
+
+
+@functools.cache
+def _libraries() -> tuple[Any, Any]:
+    """TensorFlow and TFDS, imported and started."""
     try:
-        import tensorflow_datasets as tfds
+        with _hushed():
+            import tensorflow as tf
+            import tensorflow_datasets as tfds
+
+            tf.config.set_visible_devices([], "GPU")
+            tf.zeros(())  # starts it
     except ImportError as error:
         raise SourceError(
             f"TfdsSource needs TensorFlow Datasets ({error}): install winnow-lm[seqio]."
         ) from error
-    return tfds.builder_from_directory(directory)
+    return tf, tfds
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps standard error to itself, unless the block fails or the user set another log level.
+
+    NOTE: TensorFlow's log level does not count for what it says while it starts, nor does that come
+    through Python: only the file descriptor is left to take it from.
+    """
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _FATAL) != _FATAL:
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _ordered(version: str) -> list[int]:
