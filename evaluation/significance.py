@@ -9,8 +9,11 @@ Choices
   other seeds. Runs of one seed share initial parameters and the rule for the order, so that their
   differences are taken seed by seed.
 - Documents and seeds are crossed, not nested: the variance of a mean difference is the sum of the
-  two, and its degrees of freedom are Satterthwaite's (1946). With three seeds the seeds' part has
-  two, and the interval is as wide as that deserves.
+  two, and its degrees of freedom are Satterthwaite's (1946).
+- Two or three seeds say little of one difference: two that happen to agree would make it sure. How
+  trainings go is therefore taken to vary alike for all selections, and estimated from all of them:
+  the residual of cells x seeds, seeds as blocks (`block_error`). For two cells alone that is the
+  paired t-test.
 - With a single seed only the documents can be spoken for; the interval is then the bootstrap's.
 - Many selections are compared at once: p-values are adjusted by Holm (1979), which needs no
   independence.
@@ -54,14 +57,47 @@ def of_draws(value: float, drawn: np.ndarray) -> Estimate:
     return Estimate(float(value), *bootstrap.interval(drawn))
 
 
+@dataclasses.dataclass(frozen=True)
+class SeedError:
+    """How far one training lies from its cell's mean, seeds' common effects apart.
+
+    Attributes:
+      variance: of a single training.
+      freedom: degrees of it.
+    """
+
+    variance: float
+    freedom: int
+
+
+def block_error(losses: np.ndarray) -> SeedError | None:
+    """The residual of a two-way table without replication; None where there is none.
+
+    Args:
+      losses: float64 [cells, seeds].
+    """
+    losses = np.asarray(losses, np.float64)
+    cells, seeds = losses.shape
+    freedom = (cells - 1) * (seeds - 1)
+    if not freedom:
+        return None
+    rest = losses - losses.mean(0) - losses.mean(1, keepdims=True) + losses.mean()
+    return SeedError(float((rest * rest).sum() / freedom), freedom)
+
+
 def paired(
-    a: Sequence[float], b: Sequence[float], drawn_a: np.ndarray, drawn_b: np.ndarray
+    a: Sequence[float],
+    b: Sequence[float],
+    drawn_a: np.ndarray,
+    drawn_b: np.ndarray,
+    seed_error: SeedError | None = None,
 ) -> Estimate:
     """The difference a - b of two models' losses.
 
     Args:
       a, b: losses of the whole evaluation set, seed by seed, in the same order of seeds.
       drawn_a, drawn_b: float64 [resamples], of the losses averaged over seeds, on the same draws.
+      seed_error: of all cells; None to estimate it from these two alone.
 
     Raises:
       ValueError: a and b have not as many seeds.
@@ -77,12 +113,14 @@ def paired(
     if len(by_seed) == 1:
         low, high = bootstrap.interval(documents)
         return Estimate(value, low, high, _normal_p(value, of_documents**0.5))
-    of_seeds = float(by_seed.var(ddof=1) / len(by_seed))
+    if seed_error is None:
+        seed_error = SeedError(float(by_seed.var(ddof=1)) / 2, len(by_seed) - 1)
+    of_seeds = 2 * seed_error.variance / len(by_seed)
     error = (of_documents + of_seeds) ** 0.5
     if error == 0:
         return Estimate(value, value, value, float(value == 0))
     # The bootstrap's own degrees of freedom are its documents': so many that they do not count.
-    freedom = error**4 / (of_seeds**2 / (len(by_seed) - 1)) if of_seeds else np.inf
+    freedom = error**4 / (of_seeds**2 / seed_error.freedom) if of_seeds else np.inf
     reach = float(stats.t.ppf(0.975, freedom)) * error
     p = float(2 * stats.t.sf(abs(value) / error, freedom))
     return Estimate(value, value - reach, value + reach, p)

@@ -107,15 +107,18 @@ def _measures(
     bits_drawn = bootstrap.ratios(bits, length)
 
     full = next((i for i, key in enumerate(keys) if key[0] == FULL), None)
+    error = _seed_error(list(groups.values()), evaluation)
     result = {}
     for i, key in enumerate(keys):
         same_rate = [j for j, other in enumerate(keys) if other == (RANDOM, key[1])]
         to_full = to_random = None
         if full is not None and i != full:
-            to_full = _difference(groups[key], groups[keys[full]], evaluation, drawn[[i, full]])
+            to_full = _difference(
+                groups[key], groups[keys[full]], evaluation, drawn[[i, full]], error
+            )
         if same_rate and same_rate[0] != i:
             j = same_rate[0]
-            to_random = _difference(groups[key], groups[keys[j]], evaluation, drawn[[i, j]])
+            to_random = _difference(groups[key], groups[keys[j]], evaluation, drawn[[i, j]], error)
         result[key] = Measures(
             loss=significance.of_draws(values[i], drawn[i]),
             bits_per_byte=significance.of_draws(bits[i].sum() / length[i].sum(), bits_drawn[i]),
@@ -143,7 +146,11 @@ def _mean(losses: Sequence[Losses]) -> Losses:
 
 
 def _difference(
-    one: Sequence[Run], other: Sequence[Run], evaluation: str, drawn: np.ndarray
+    one: Sequence[Run],
+    other: Sequence[Run],
+    evaluation: str,
+    drawn: np.ndarray,
+    error: significance.SeedError | None,
 ) -> Estimate:
     """The difference of two cells. Args: drawn: [2, resamples], of their losses over all seeds."""
     losses = [{run.seed: run.losses[evaluation].per_token for run in runs} for runs in (one, other)]
@@ -151,7 +158,17 @@ def _difference(
     if not seeds:
         raise ValueError(f"{one[0].sampler} and {other[0].sampler} have no seed in common.")
     a, b = ([found[seed] for seed in seeds] for found in losses)
-    return significance.paired(a, b, *drawn)
+    return significance.paired(a, b, *drawn, error)
+
+
+def _seed_error(groups: Sequence[Sequence[Run]], evaluation: str) -> significance.SeedError | None:
+    """How trainings vary, from all cells; None where these have not all the same seeds."""
+    tables = [{run.seed: run.losses[evaluation].per_token for run in group} for group in groups]
+    seeds = sorted(tables[0])
+    if len(seeds) < 2 or any(sorted(table) != seeds for table in tables):
+        return None
+    losses = np.array([[table[seed] for seed in seeds] for table in tables])
+    return significance.block_error(losses)
 
 
 def _steps_to_full(runs: Sequence[Run], full: Sequence[Run], evaluation: str) -> float | None:

@@ -19,6 +19,38 @@ def test_with_seeds_alone_it_is_the_paired_t_test():
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
 
 
+def test_seeds_that_agree_by_chance_do_not_make_a_difference_sure():
+    """Six cells that are all alike: two seeds agree on one of them, the others tell how it is."""
+    rng = np.random.default_rng(5)
+    losses = 3 + rng.normal(0, 0.1, 2) + rng.normal(0, 0.05, (6, 2))
+    losses[0] = losses[1] + 0.03  # the same difference with both seeds
+    still = np.zeros(100)
+    alone = significance.paired(losses[0], losses[1], still, still)
+    among = significance.paired(
+        losses[0], losses[1], still, still, significance.block_error(losses)
+    )
+    assert alone.value == pytest.approx(among.value) and alone.p < 1e-9
+    assert among.p > 0.3 and among.low < 0 < among.high
+
+
+def test_the_block_error_is_that_of_the_analysis_of_variance():
+    rng = np.random.default_rng(6)
+    losses = rng.normal(3, 0.1, (2, 5))
+    pair = significance.block_error(losses)
+    still = np.zeros(100)
+    found = significance.paired(losses[0], losses[1], still, still, pair)
+    as_t_test = significance.paired(losses[0], losses[1], still, still)
+    assert (found.low, found.high, found.p) == pytest.approx(
+        (as_t_test.low, as_t_test.high, as_t_test.p), rel=1e-12
+    )
+    # Its expectation is the variance of one training, whatever the seeds have in common.
+    tables = rng.normal(0, 0.2, (4000, 1, 3)) + rng.normal(0, 0.1, (4000, 5, 3))
+    errors = [significance.block_error(table).variance for table in tables]
+    assert np.mean(errors) == pytest.approx(0.01, rel=0.03)
+    assert significance.block_error(losses).freedom == 4
+    assert significance.block_error(losses[:, :1]) is None
+
+
 def test_with_one_seed_it_is_the_bootstrap_over_documents():
     rng = np.random.default_rng(1)
     nats = rng.gamma(2, 10, (2, 400))
