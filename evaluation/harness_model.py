@@ -130,7 +130,7 @@ class WinnowLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        alike = defaultdict(list)  # how to generate -> requests
+        alike: dict[Any, list[Any]] = defaultdict(list)  # how to generate -> requests
         for i, request in enumerate(requests):
             given = normalize_gen_kwargs(request.args[1], _MAX_NEW_TOKENS)
             alike[given["max_gen_toks"], _how(given)].append((i, given["until"]))

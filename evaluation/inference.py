@@ -124,7 +124,7 @@ class Inference:
         self._params = loaded.params
         self._mesh = loaded.mesh
         self._programs: dict[Any, Any] = {}
-        shape = self.model.config
+        shape: Any = self.model.config
         self.is_t5 = shape.family == "t5"
         self.max_length = config.row_length
         if not self.is_t5 and shape.positions == "learned":
@@ -225,7 +225,8 @@ class Inference:
     def _windows(self, groups: Sequence[Sequence[Pair]], candidates: int) -> Windows:
         """One window a group; its last side has the tokens to be answered for."""
         inputs, given, targets, places = [], [], [], []
-        start = [self.model.config.decoder_start_id] if self.is_t5 else []
+        shape: Any = self.model.config
+        start = [shape.decoder_start_id] if self.is_t5 else []
         for pair, *_ in groups:
             continuation = [*self._before(), *pair.continuation]
             targets.append(continuation)

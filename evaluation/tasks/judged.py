@@ -147,5 +147,5 @@ def _given(model: Inference, example: Example) -> list[int]:
     ids = model.tokenizer.encode(example["inputs"])
     if model.is_t5:
         return ids
-    shape = model.model.config
+    shape: Any = model.model.config
     return [shape.pad_id if shape.bos_id is None else shape.bos_id, *ids]

@@ -132,11 +132,12 @@ def _table(
         names = {name: place for place, name in enumerate(lines[0])} if header else {}
         for number, line in enumerate(lines[header:], 1 + header):
             try:
-                cell = lambda column: line[names.get(column, column)]  # noqa: B023, E731
-                example = {field: cell(column) for field, column in columns.items()}
+                cells: dict[Any, str] = dict(enumerate(line))
+                cells |= {name: line[place] for name, place in names.items() if place < len(line)}
+                example: Example = {field: cells[column] for field, column in columns.items()}
                 has_label = label is not None and (not header or label in names)
-                example["label"] = _label(cell(label), labels) if has_label else -1
-            except (IndexError, TypeError, ValueError) as error:
+                example["label"] = _label(cells[label], labels) if has_label else -1
+            except (KeyError, ValueError) as error:
                 raise SourceError(
                     f"{path}, line {number}: not a row of this data set ({error}): {line}."
                 ) from error

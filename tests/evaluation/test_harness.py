@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -105,6 +106,30 @@ def test_a_t5_is_evaluated_offline_and_only_once(small_model, data, tmp_path):
 
     with pytest.raises(ConfigurationChanged, match="few_shot"):
         harness.evaluate(config_of(small_model, tmp_path, data, tasks, few_shot=2))
+
+
+def test_groups_are_evaluated_offline_and_summed_up(small_model, tmp_path):
+    """MMLU and BIG-Bench Hard in their published layouts, a document or two of each subject."""
+    files = (harness.OWN_TASKS / "mmlu.yaml").read_text()
+    with tarfile.open(tmp_path / "mmlu.tar.gz", "w:gz") as tar:
+        for name in re.findall(r"::(\S+\.csv)", files):
+            rows = "".join(f"Question {i}?,one,two,three,four,B\n" for i in range(5))
+            content = (rows if "/dev/" in name else "Which?,one,two,three,four,A\n").encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (tmp_path / "bbh").mkdir()
+    for name in re.findall(r"bbh/(\w+)\.json", (harness.OWN_TASKS / "bbh.yaml").read_text()):
+        rows = [{"input": f"{name} {i}", "target": "(A)"} for i in range(4)]
+        (tmp_path / "bbh" / f"{name}.json").write_text(json.dumps({"examples": rows}))
+    names = "winnow_mmlu winnow_mmlu_generate winnow_bbh"
+    found = harness.evaluate(config_of(small_model, tmp_path, str(tmp_path), names))
+    for name, subjects in (("winnow_mmlu", 57), ("winnow_mmlu_generate", 57), ("winnow_bbh", 27)):
+        results = dict(found[name]["results"])
+        [metric] = [key for key in results[name] if key.startswith(("acc,", "exact_match,"))]
+        whole = results.pop(name)[metric]
+        assert len(results) == subjects
+        assert whole == pytest.approx(np.mean([one[metric] for one in results.values()]))
 
 
 @pytest.mark.slow  # the harness's own table of thousands of tasks is read
