@@ -477,7 +477,8 @@ class Metrics:
         self._path = epath.Path(config.output) / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self.lines = [line for line in _json_lines(self._path) if line["step"] <= step]
-        self._tensorboard = None
+        self._file: Any = None
+        self._tensorboard: Any = None
         if self._writes:
             self.save()
             # Object stores do not append: there the file is written anew at each checkpoint.
@@ -508,6 +509,12 @@ class Metrics:
     def checkpointed(self) -> None:
         if self._writes and self._file is None:
             self.save()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        for writer in filter(None, (self._file, self._tensorboard)):
+            writer.close()
 
     def last(self, kind: str, name: str | None = None) -> dict[str, Any]:
         for line in reversed(self.lines):
@@ -677,24 +684,26 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
 
     checkpoints = Checkpoints(run, config.keep)
     profiler = runtime.Profiler(run / "profile", config.profile)
-    with checkpoints, partitioning.use(mesh, rules), profiler, runtime.StopSignal() as stop:
+    with (
+        checkpoints,
+        partitioning.use(mesh, rules),
+        profiler,
+        runtime.StopSignal() as stop,
+        contextlib.ExitStack() as left_open,
+    ):
         # ---- model -------------------------------------------------------------------------------
         params = None
-        shape: Any
+        shape: Any = NAMED[config.model] if isinstance(config.model, str) else config.model
         if checkpoints.steps() and (run / MODEL_FILE).exists():
             shape = from_dict(read_config(run))
         elif config.initial_weights is not None:
+            stacked = shape is None or shape.scan_layers
+            if config.scan_layers is not None:
+                stacked = config.scan_layers
             loaded, params = weights.load(
-                config.initial_weights,
-                mesh=mesh,
-                rules=rules,
-                scan_layers=config.scan_layers is not False,
+                config.initial_weights, mesh=mesh, rules=rules, scan_layers=stacked
             )
-            shape = loaded.config if config.model is None else config.model
-        else:
-            shape = config.model
-        if isinstance(shape, str):
-            shape = NAMED[shape]
+            shape = shape or loaded.config
         overrides: dict[str, Any] = {
             "dropout_rate": config.dropout,
             "dtype": config.dtype,
@@ -737,7 +746,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             if chief:
                 write_config(run, model.config.to_dict())
         del params, restored
-        metrics = Metrics(config, first)
+        metrics = left_open.enter_context(contextlib.closing(Metrics(config, first)))
 
         # ---- step --------------------------------------------------------------------------------
         train_step = compiled(make_train_step(config, model, optimizer), shardings, mesh)

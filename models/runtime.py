@@ -100,7 +100,7 @@ class StopSignal:
 
 
 class Profiler:
-    """Records steps in `directory`, for TensorBoard's or Perfetto's profile view.
+    """Records steps in `directory`/step_N, for TensorBoard's profile view; N is the first of them.
 
     Those of `steps`, and the next `ON_DEMAND` whenever the process gets SIGUSR1.
 
@@ -147,7 +147,7 @@ class Profiler:
         else:
             return
         self._asked = False
-        jax.profiler.start_trace(self._directory)
+        jax.profiler.start_trace(f"{self._directory}/step_{done + 1}")
 
     def after(self, done: int, result: object) -> None:
         """Call it after each step; `result`: arrays that the step gives."""
