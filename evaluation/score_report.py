@@ -189,7 +189,7 @@ def term_of(name: str, value: str) -> Term:
 def describe(config: ScoreReportConfig, found: Found, table: Agreement) -> dict[str, Any]:
     """The report as JSON values."""
     place = {name: i for i, name in enumerate(table.names)}
-    scores = []
+    scores: list[dict[str, Any]] = []
     for name, value in config.values.items():
         values = found.columns[name]
         i, j = place[name], place[LENGTH]
@@ -336,13 +336,14 @@ def _page(described: Mapping[str, Any], table: Agreement) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "count": lambda number: f"{number:,}",
         "number": lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         "short": lambda value: "–" if value is None else f"{value:.2f}".replace("-", "−"),
         "shade": _shade,
         "printable": _printable,
     }
+    environment.filters |= filters
     panels = [
         ("Kendall's tau-b", described["agreement"]["kendall"]),
         ("Spearman's rho", described["agreement"]["spearman"]),
