@@ -257,13 +257,14 @@ def compile_cell(
     cost = hlo.cost(text)
     kernels = {}
     for kernel in cost.kernels:
-        known = dict(cell.kernels).get(kernel.name)
-        if known is None and dump is None:
+        each = dict(cell.kernels).get(kernel.name)
+        if each is None and dump is None:
             raise CompileError(f"no cycles known of the kernel {kernel.name}")
-        each = bundles.of_kernel(dump, kernel.instructions) if known is None else known
+        if each is None and dump is not None:
+            each = bundles.of_kernel(dump, kernel.instructions)
         kernels[f"{kernel.name} ({kernel.instructions[0]})"] = {
             "count": kernel.count,
-            "cycles": each,
+            "cycles": int(each or 0),
         }
     result = dataclasses.replace(
         found,

@@ -156,7 +156,9 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     """The computations of a module by name, and the name of its entry."""
     computations: dict[str, Computation] = {}
     entry = None
-    name, instructions, root = None, {}, None
+    name: str | None = None
+    instructions: dict[str, Instruction] = {}
+    root: Instruction | None = None
     for line in text.splitlines():
         if name is None:
             match = re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line)
