@@ -158,7 +158,7 @@ def _difference(
     if not seeds:
         raise ValueError(f"{one[0].sampler} and {other[0].sampler} have no seed in common.")
     a, b = ([found[seed] for seed in seeds] for found in losses)
-    return significance.paired(a, b, *drawn, error)
+    return significance.paired(a, b, drawn[0], drawn[1], error)
 
 
 def _seed_error(groups: Sequence[Sequence[Run]], evaluation: str) -> significance.SeedError | None:
