@@ -1,5 +1,7 @@
 """Meshes, rules and shardings: every array where the table says, and nothing lost on the way."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,47 @@ def test_meshes_take_all_devices(eight_devices, axes, sizes):
 def test_meshes_that_do_not_fit_are_refused(eight_devices, axes):
     with pytest.raises(ValueError, match=r"does not fill 8 devices|unknown mesh axes"):
         partitioning.make_mesh(axes, eight_devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh is laid out by."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+    @property
+    def process_index(self) -> int:
+        return self.slice_index
+
+
+def test_only_data_goes_across_slices():
+    chips = [Chip(i, i % 2) for i in range(16)]  # in whatever order the devices come
+    mesh = partitioning.make_mesh({"data": -1, "fsdp": 2, "tensor": 2}, chips)
+    assert mesh.devices.shape == (4, 2, 2)
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(16))
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(slices, np.repeat([0, 1], 8).reshape(4, 2, 2))
+    with pytest.raises(partitioning.MeshError, match="multiple of the 2 slices"):
+        partitioning.make_mesh({"data": 1, "fsdp": 16}, chips)
+
+
+def test_lengths_take_what_is_left(mesh):
+    rules = partitioning.override(partitioning.RULES, partitioning.SEQUENCE)
+
+    def spec(*axes):
+        return partitioning.sharding_of(axes, mesh, rules).spec
+
+    rows = ("data", "fsdp")
+    assert spec("batch", "length", "embed") == PartitionSpec(rows, "tensor")
+    assert spec("batch", "length", "mlp") == PartitionSpec(rows, None, "tensor")
+    assert spec("batch", "length", "heads", None) == PartitionSpec(rows, None, "tensor")
+    assert spec("embed", "mlp") == PartitionSpec("fsdp", "tensor")
+    for changes in ({"lenght": ("tensor",)}, {"length": ("sequence",)}, {"batch": ("data",)}):
+        with pytest.raises(ValueError, match=r"no rule for|the mesh has no axes"):
+            partitioning.override(partitioning.RULES, changes)
 
 
 def test_logical_axes_become_mesh_axes(mesh):
