@@ -221,7 +221,7 @@ def per_shard(
             array is None, the argument is left out.
         result, result_shape: of the one array that `function` returns.
     """
-    given = {name: pair for name, pair in arrays.items() if pair[0] is not None}
+    given = {name: (array, axes) for name, (array, axes) in arrays.items() if array is not None}
     values = [array for array, _ in given.values()]
 
     def call(*values: jax.Array) -> Any:

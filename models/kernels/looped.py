@@ -62,7 +62,7 @@ def _weights(query, key, bias, query_segments, key_segments, causal, scale):
         scores = scores + bias
     mask = (query_segments[:, None] == key_segments[None]) & (key_segments > 0)[None]
     if causal:
-        mask &= jnp.tri(*mask.shape, dtype=bool)
+        mask &= jnp.tri(mask.shape[0], mask.shape[1], dtype=bool)
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1), mask
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import xxhash
 from etils import epath
@@ -119,9 +119,8 @@ def chunks(file: str, meter: Meter) -> Iterator[bytes]:
         if file.endswith(".gz"):
             from isal import isal_zlib  # zlib's interface in less than half of zlib's time
 
-            yield from _unpacked(
-                file, pieces, lambda: isal_zlib.decompressobj(_GZIP), isal_zlib.error
-            )
+            damage = cast("type[Exception]", isal_zlib.error)  # its stubs say an instance
+            yield from _unpacked(file, pieces, lambda: isal_zlib.decompressobj(_GZIP), damage)
         elif file.endswith(".zst"):
             import zstandard
 
