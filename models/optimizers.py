@@ -278,7 +278,7 @@ class Muon:
 
     Attributes:
       schedule: @WarmupCosine(), @WarmupLinear(), @Constant() or @InverseSquareRoot().
-      beta: decay of the running mean of gradients, taken with Nesterov's correction.
+      beta: decay of the running mean of gradients; it is corrected as Nesterov's, and so is Adam's.
       update_rms: root mean square of a matrix's update, before the learning rate.
       beta1, beta2, epsilon: of Adam.
       weight_decay: times the learning rate, of matrices only.
@@ -322,9 +322,9 @@ def _is_matrix(names: tuple[str | None, ...]) -> bool:
 def state_axes(state: Any, params: Any, axes: Any) -> Any:
     """Logical axes of every leaf of an optimiser's state, derived from the parameters'.
 
-    A leaf belongs to the parameter whose path its own path contains. "v_row" lacks the parameter's
-    last dimension, "v_col" the one before it, any other leaf has its shape. Leaves outside of all
-    parameters (counts, coefficients) lie whole on every device.
+    A leaf belongs to the parameter whose path its own path ends with, but for the slot's name.
+    "v_row" lacks the parameter's last dimension, "v_col" the one before it, any other leaf has its
+    shape. Leaves outside of all parameters (counts, coefficients) lie whole on every device.
 
     Args:
         state: tree of arrays or shapes, as from `jax.eval_shape(optimizer.init, params)`.
@@ -345,17 +345,19 @@ def state_axes(state: Any, params: Any, axes: Any) -> Any:
     }
 
     def leaf_axes(path: Any, leaf: Any) -> tuple[str | None, ...]:
-        names = _names(path)
-        if not names or leaf.shape == ():
+        keys = _names(path)
+        if leaf.shape == () or not isinstance(path[-1], jax.tree_util.DictKey):
             return (None,) * len(leaf.shape)
-        for slot, kept in (("v_row", _without_last), ("v_col", _without_second_last)):
-            if names[-1] == slot and names[:-1] in known:
-                shape, parameter_axes = known[names[:-1]]
-                if leaf.shape == kept(shape):
-                    return kept(parameter_axes)
-        for owner in (names, names[:-1]):  # moments; slots such as "v"
-            if owner in known and known[owner][0] == leaf.shape:
-                return known[owner][1]
+        # What wraps an optimiser may put keys of its own before the parameter's ("adam" in Muon).
+        for names in (keys[start:] for start in range(len(keys))):
+            for slot, kept in (("v_row", _without_last), ("v_col", _without_second_last)):
+                if names[-1] == slot and names[:-1] in known:
+                    shape, parameter_axes = known[names[:-1]]
+                    if leaf.shape == kept(shape):
+                        return kept(parameter_axes)
+            for owner in (names, names[:-1]):  # moments; slots such as "v"
+                if owner in known and known[owner][0] == leaf.shape:
+                    return known[owner][1]
         where = jax.tree_util.keystr(path)
         raise ValueError(f"optimiser state {where} {leaf.shape} follows from no parameter")
 

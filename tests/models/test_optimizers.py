@@ -167,7 +167,48 @@ def test_adamw_decays_matrices_and_leaves_vectors():
     assert not updates["scale"].any()
 
 
-@pytest.mark.parametrize("config", [optimizers.Adafactor(), optimizers.AdamW()])
+def test_muon_orthogonalises_each_layer_by_itself_and_leaves_tables_to_adam():
+    axes = {
+        "kernel": ("layers", "embed", "mlp"),
+        "scale": ("layers", "embed"),
+        "embedding": ("vocab", "embed"),
+    }
+    rng = np.random.default_rng(0)
+    gradients = {
+        "kernel": np.stack([10.0**k * rng.normal(size=(24, 40)) for k in range(LAYERS)]),
+        "scale": rng.normal(size=(LAYERS, 24)),
+        "embedding": rng.normal(size=(50, 24)),
+    }
+    gradients = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradients)
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    config = optimizers.Muon(optimizers.Constant(0.1), update_rms=0.2)
+
+    def first_update(axes, params, gradients):
+        optimizer = config.build(axes)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    updates = first_update(axes, params, gradients)
+    for k in range(LAYERS):
+        update = -np.asarray(updates["kernel"][k], np.float64) / 0.1
+        # Singular values that are all about one size; the same vectors as the gradient's.
+        values = np.linalg.svd(update, compute_uv=False) / (0.2 * np.sqrt(40))
+        assert values.min() > 0.6 and values.max() < 1.3
+        left, _, right = np.linalg.svd(gradients["kernel"][k], full_matrices=False)
+        turned = left.T @ update @ right.T
+        np.testing.assert_allclose(turned, np.diag(np.diag(turned)), atol=0.02)
+        alone = first_update(
+            {"kernel": ("embed", "mlp")},
+            {"kernel": params["kernel"][k]},
+            {"kernel": gradients["kernel"][k]},
+        )
+        np.testing.assert_allclose(alone["kernel"], updates["kernel"][k], rtol=1e-4, atol=1e-6)
+    adam = optax.nadamw(0.1, 0.9, 0.95, weight_decay=0.0)
+    expected = adam.update(gradients, adam.init(params), params)[0]
+    for name in ("scale", "embedding"):
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [optimizers.Adafactor(), optimizers.AdamW(), optimizers.Muon()])
 def test_state_axes_follow_the_parameters(config):
     axes = {
         "encoder": {"wi": ("layers", "embed", "mlp"), "scale": ("layers", "embed")},
