@@ -127,19 +127,49 @@ def test_chunked_equals_plain(chunk, z_loss, label_smoothing, scale, softcap):
     assert float(value) == pytest.approx(float(expected[0][0]), rel=1e-6)
 
 
+def in_float64(arguments, z_loss):
+    """Value and gradients of the weighted mean loss, by its definition, a few tokens at a time."""
+    hidden, kernel, targets, weights = (np.asarray(x) for x in arguments)
+    kernel = kernel.astype(np.float64)
+    rows = hidden.reshape(-1, hidden.shape[-1]).astype(np.float64)
+    weight = weights.reshape(-1).astype(np.float64)
+    losses, by_hidden, by_kernel = np.empty(len(rows)), np.empty_like(rows), np.zeros_like(kernel)
+    for start in range(0, len(rows), 32):
+        some = slice(start, start + 32)
+        logits = rows[some] @ kernel
+        wanted = np.arange(len(logits)), targets.reshape(-1)[some]
+        highest = logits.max(-1, keepdims=True)
+        exponentials = np.exp(logits - highest)
+        total = exponentials.sum(-1, keepdims=True)
+        log_z = (highest + np.log(total))[:, 0]
+        losses[some] = log_z - logits[wanted] + z_loss * log_z**2
+        gradient = exponentials / total * (1 + 2 * z_loss * log_z[:, None])
+        gradient[wanted] -= 1
+        gradient *= weight[some, None] / weight.sum()
+        by_hidden[some] = gradient @ kernel.T
+        by_kernel += rows[some].T @ gradient
+    value = (losses * weight).sum() / weight.sum()
+    by_weight = (losses - value) / weight.sum()
+    return value, (by_hidden.reshape(hidden.shape), by_kernel, by_weight.reshape(weights.shape))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("vocab", "tolerance"), [(32_128, 1e-6), (256_000, 2e-6)])
-def test_chunked_equals_plain_at_real_vocabularies(vocab, tolerance, capsys):
+@pytest.mark.parametrize("vocab", [32_128, 256_000])
+def test_chunked_equals_plain_at_real_vocabularies(vocab, capsys):
     """Value and gradient, in a fraction of the memory, printed side by side.
 
-    Sums over 256,000 words in another order differ by up to 1.3e-6 of the largest gradient.
+    To 1e-6 of float64, and of the plain loss as far as that is so exact itself: of 256,000 words
+    its sums are off by 1.1e-6 of the largest gradient, and the two are then 1.05e-6 apart.
     """
     batch, length, d_model, chunk = 2, 114, 64, 32
     arguments = case(batch, length, d_model, vocab)
     settings = (1e-4, 0.0, 1.0, None)
     expected = with_gradients(plain, arguments, *settings)
     got = with_gradients(chunked, arguments, *settings, chunk)
-    assert_close(got, expected, tolerance)
+    value, gradients = in_float64(arguments, settings[0])
+    assert float(got[0][0]) == pytest.approx(value, rel=1e-6)
+    assert_close(got[1], gradients, 1e-6)
+    assert_close(got, expected, 1e-6 if vocab < 2**16 else 1.5e-6)
 
     peaks = {
         "plain": temporary_bytes(plain, arguments, *settings),
