@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,30 @@ def executable() -> str | None:
     return os.environ.get("WINNOW_CHROMIUM") or next(filter(None, found), None)
 
 
+# The browser reads from its descriptor 3 and writes to 4.
+_ON_PIPES = """
+import os, sys
+read, write = (os.dup(int(number)) for number in sys.argv[1:3])
+for number, end in ((3, read), (4, write)):
+    os.dup2(end, number)
+    os.set_inheritable(number, True)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
 class Browser:
     """A browser with one page."""
 
     def __init__(self, profile: Path):
         read, self._send = os.pipe()
         self._receive, write = os.pipe()
-        # The browser reads from its descriptor 3 and writes to 4.
         self._process = subprocess.Popen(
             [
-                "sh",
+                sys.executable,
                 "-c",
-                f'exec "$0" "$@" 3<&{read} 4>&{write}',
+                _ON_PIPES,
+                str(read),
+                str(write),
                 str(executable()),
                 "--headless",
                 "--no-sandbox",
