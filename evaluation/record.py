@@ -66,5 +66,10 @@ class Record:
         return found
 
 
+def results(path: epath.PathLike) -> dict[str, Any]:
+    """What `each` found, by name, of a finished evaluation."""
+    return json.loads((epath.Path(path) / RESULT).read_text())["results"]
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

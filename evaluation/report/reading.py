@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
-from evaluation import perplexity
+from evaluation import perplexity, record
 from evaluation.plan import FULL, PLAN, Cell
 from evaluation.report.results import (
     Cost,
@@ -185,12 +185,7 @@ def _run(
             for name, points in curves.items()
         },
         tasks={
-            name: {
-                task: float(found["score"])
-                for task, found in json.loads(
-                    (epath.Path(path) / "result.json").read_text()
-                ).items()
-            }
+            name: {task: float(found["score"]) for task, found in record.results(path).items()}
             for name, path in places["tasks"].items()
         },
     )
@@ -323,13 +318,8 @@ def _texts(corpus: Artefact, doc_ids: np.ndarray) -> dict[int, dict[str, str]]:
     return found
 
 
-_CELLS = (
-    "select",
-    "train",
-    "perplexity",
-    "fine_tuning",
-    "tasks",
-)  # sorts of stages that belong to a cell
+# Sorts of stages that belong to a cell.
+_CELLS = ("select", "train", "perplexity", "fine_tuning", "tasks")
 _SHARED = ("vocabulary", "corpus", "split")  # that every study needs
 
 

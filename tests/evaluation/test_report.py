@@ -12,6 +12,7 @@ import pytest
 
 from evaluation import study
 from evaluation.perplexity import Losses
+from evaluation.record import Record
 from evaluation.report import ReportConfig, browse, charts, comparison, reading, words
 from evaluation.report import run as write_report
 from evaluation.report.results import Cost, Curve, Evaluation, Run, Sampler
@@ -387,7 +388,7 @@ def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
         answers = root / "runs" / name / "tasks"
         answers.mkdir()
         scores_of_tasks = {"cola": {"score": 10.0}, "sst2": {"score": 60.0 + len(runs)}}
-        (answers / "result.json").write_text(json.dumps(scores_of_tasks))
+        Record(answers, {}).each(list(scores_of_tasks), scores_of_tasks.__getitem__)
         places["tasks"] = {"glue": str(answers)}
         runs.append({"sampler": name, "keep_rate": rate, "seed": 0, "size": ""} | places)
     terms = [["likelihood", "nll_mean", -1.0]]
