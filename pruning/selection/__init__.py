@@ -18,15 +18,9 @@ from etils import epath
 
 from pruning import artefact
 from pruning.artefact import Artefact
+from pruning.corpus import rows_of
 
 ROW_GROUP = 1 << 14  # 128 blocks: what must be read to find the documents of one
-
-_ROW = 0xFFFF_FFFF
-
-
-def doc_ids(shard: int, rows: np.ndarray) -> np.ndarray:
-    """The documents in rows of a corpus shard: shard << 32 | row, int64."""
-    return (np.int64(shard) << 32) + rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Selection:
 
     def rows(self, shard: int) -> np.ndarray:
         """The kept documents of a shard as its row numbers, int64 ascending."""
-        return self.doc_ids(shard) & _ROW
+        return rows_of(self.doc_ids(shard))
 
     def mask(self, shard: int, documents: int) -> np.ndarray:
         """bool [documents], which documents of a corpus shard are kept."""

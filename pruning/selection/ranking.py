@@ -18,7 +18,8 @@ import numpy as np
 
 from pruning import artefact, progress, randomness
 from pruning.artefact import Artefact
-from pruning.selection import Selection, cut, diagnostics, doc_ids, load_selection, scores
+from pruning.corpus import doc_ids
+from pruning.selection import Selection, cut, diagnostics, load_selection, scores
 from pruning.selection.config import SelectConfig, SelectError
 from pruning.selection.strategies import Filter, Ranking, SetOperation, Weighted
 

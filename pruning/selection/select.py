@@ -32,7 +32,8 @@ import pyarrow as pa
 
 from pruning import artefact, progress, randomness
 from pruning.artefact import Artefact
-from pruning.selection import ROW_GROUP, cut, diagnostics, doc_ids, strategies
+from pruning.corpus import doc_ids
+from pruning.selection import ROW_GROUP, cut, diagnostics, strategies
 from pruning.selection.config import Quotas, SelectConfig, SelectError, validate
 from pruning.selection.ranking import DRAWS, RESTS, Pool, Ranked, RankedShard, rank
 from pruning.selection.scores import Term

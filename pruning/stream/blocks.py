@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pruning.artefact import ArtefactError, open_parquet
-from pruning.corpus import Corpus
+from pruning.corpus import Corpus, doc_ids, rows_of
 from pruning.selection import Selection
 
 FILE = "blocks.parquet"
@@ -110,10 +110,10 @@ class Blocks:
         shard, first = int(self.shard[block]), int(self.first_row[block])
         count = int(self.n_documents[block])
         if self.selection is None:
-            doc_ids = (np.int64(shard) << 32) + np.arange(first, first + count)
+            ids = doc_ids(shard, np.arange(first, first + count))
         else:
-            doc_ids = self.selection.doc_ids(shard, first, count)
-        tokens = self.corpus.tokens_of(shard, doc_ids & 0xFFFF_FFFF)
+            ids = self.selection.doc_ids(shard, first, count)
+        tokens = self.corpus.tokens_of(shard, rows_of(ids))
         found = sum(map(len, tokens))
         if found != self.n_tokens[block]:
             of = (self.selection or self.corpus).artefact.path
@@ -121,4 +121,4 @@ class Blocks:
                 f"block {block} of {of} (shard {shard}, row {first}) has {found:,} tokens, its "
                 f"table says {int(self.n_tokens[block]):,}: verify the corpus and the selection."
             )
-        return doc_ids, tokens
+        return ids, tokens
