@@ -36,7 +36,7 @@ from models.layers import (
     einsum,
     parameter,
 )
-from models.partitioning import constrain, parts, per_shard
+from models.partitioning import constrain, parts, per_shard, platform
 
 # NOTE: finite, so that a row without any visible key gives a uniform softmax and not NaN.
 MASKED = -1e10
@@ -120,7 +120,7 @@ def attention_mask(
     """
     kernel = setting
     if setting == "auto":
-        kernel, least = _AUTO.get(_platform(), ("xla", 0))
+        kernel, least = _AUTO.get(platform(), ("xla", 0))
         scores = query_segments.shape[1] * key_segments.shape[1]
         fits = kernel != "pallas" or relative.unsupported(head_dim) is None
         if scores < least or only_plain is not None or not fits:
@@ -134,12 +134,6 @@ def attention_mask(
     if kernel == "cudnn" and dtype != "bfloat16":
         raise ValueError(f"attention='cudnn' computes in bfloat16 only, not in {dtype}; use 'xla'")
     return Segments(query_segments, key_segments, causal, kernel)
-
-
-def _platform() -> str:
-    """What is compiled for: the mesh's devices (which need not be attached), else JAX's default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:

@@ -196,6 +196,12 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def platform() -> str:
+    """What is compiled for: the mesh's devices (which need not be attached), else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def parts(name: str) -> int:
     """Into how many pieces the mesh and rules in force cut the logical axis `name`; 1 outside."""
     mesh = jax.sharding.get_abstract_mesh()
