@@ -120,7 +120,7 @@ _FIXED: dict[str, pa.DataType] = {
 }
 
 
-def doc_ids(shard: int, rows: np.ndarray | int) -> np.ndarray:
+def doc_ids(shard: int, rows: np.ndarray) -> np.ndarray:
     """What documents are called everywhere: shard << 32 | row, int64, in the shape of `rows`."""
     return (np.int64(shard) << 32) + rows
 
@@ -490,13 +490,12 @@ def _table(plan: Plan, shard: int, rows: Sequence[_Row], tally: Tally) -> pa.Tab
         tally.dropped["no_tokens"] += dropped
         rows = [row for row, n in zip(rows, lengths, strict=True) if n]
         n_tokens = n_tokens[n_tokens > 0]
-    ids = doc_ids(shard, tally.documents + np.arange(len(rows)))
     encoded = [row.encoded for row in rows]
     n_bytes = np.asarray([len(text) for text in encoded], np.int32)
-    tally.documents += len(rows)
+    first, tally.documents = tally.documents, tally.documents + len(rows)
     tally.n_bytes += int(n_bytes.sum())
     columns: list[Any] = [
-        ids,
+        doc_ids(shard, first + np.arange(len(rows))),
         pa.LargeStringArray.from_buffers(
             len(rows), pa.py_buffer(_offsets(n_bytes, np.int64)), pa.py_buffer(b"".join(encoded))
         ),
