@@ -62,6 +62,12 @@ STAGES = {
         "score documents by their likeness to a target's n-grams",
         "--gin.DSIR.corpus=runs/corpus --gin.DSIR.target=runs/target --gin.DSIR.output=runs/dsir",
     ),
+    "whiten": Command(
+        "pruning.coverage.whiten",
+        "take from stored embeddings what all documents share",
+        "--gin.Whiten.corpus=runs/corpus --gin.Whiten.embeddings=runs/embeddings "
+        "--gin.Whiten.output=runs/whitened",
+    ),
     "kmeans": Command(
         "pruning.coverage.kmeans",
         "cluster stored embeddings",
@@ -116,8 +122,7 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> int:
         artefact = stage.run(config)
     if artefact is not None:  # else other workers are still at it
         made = artefact.manifest
-        size = f"{made.rows:,} rows" + (f", {made.tokens:,} tokens" if made.tokens else "")
-        print(f"{artefact.path}: {made.kind} {made.digest[:12]}, {size}")
+        print(f"{artefact.path}: {made.kind} {made.digest[:12]}, {made.size}")
     return 0
 
 

@@ -76,6 +76,11 @@ class ShardRecord:
     checksum: str
 
 
+def size_in_words(rows: int, tokens: int) -> str:
+    """ "1,000 rows, 250,000 tokens"; no word of tokens where nothing counts them."""
+    return f"{rows:,} rows" + (f", {tokens:,} tokens" if tokens else "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """The content of manifest.json.
@@ -108,6 +113,10 @@ class Manifest:
     @property
     def tokens(self) -> int:
         return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def size(self) -> str:
+        return size_in_words(self.rows, self.tokens)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -458,9 +467,6 @@ class Build:
       encoding: how Parquet is to write them, where its defaults do not suit: further arguments of
         `pyarrow.parquet.ParquetWriter`.
 
-    Attributes:
-      heartbeat: of a stage that tells how it does itself; the others are told of shard by shard.
-
     Raises:
       ConfigurationChanged: the directory holds work done with another configuration or inputs.
       ArtefactError: the directory holds something else.
@@ -491,7 +497,7 @@ class Build:
         self.num_shards = num_shards
         self.schema = schema
         self.encoding = encoding
-        self.heartbeat: heartbeat.Heartbeat | None = None
+        self._beating: heartbeat.Heartbeat | None = None
         self._files: dict[str, str] = {}
         self._claim()
 
@@ -560,6 +566,24 @@ class Build:
         mine = range(worker, self.num_shards, workers)
         return [shard for shard in mine if not self._record(shard).exists()]
 
+    def _heartbeat(self, worker: str | None = None) -> heartbeat.Heartbeat:
+        return heartbeat.Heartbeat(self.path / UNFINISHED, self.num_shards, worker)
+
+    @contextlib.contextmanager
+    def beating(self, worker: str | None = None) -> Iterator[heartbeat.Heartbeat]:
+        """One heartbeat for all shards of this process, for a stage that tells itself how it does.
+
+        Without it every shard has one of its own while it is written. Within itself, the same one.
+        """
+        if self._beating is not None:
+            yield self._beating
+            return
+        with self._heartbeat(worker) as self._beating:
+            try:
+                yield self._beating
+            finally:
+                self._beating = None
+
     @contextlib.contextmanager
     def shard(self, shard: int) -> Iterator[ShardWriter]:
         """Writes shard number `shard`: it comes into being when the block ends without an error."""
@@ -579,16 +603,14 @@ class Build:
     def _shard(self, shard: int, suffix: str, open_writer: Callable[..., Any]) -> Iterator[Any]:
         file = f"{self._name(shard)}.{suffix}"
         started = time.time()
-        with contextlib.ExitStack() as stack:
-            beat = self.heartbeat
-            if beat is None:
-                beat = stack.enter_context(
-                    heartbeat.Heartbeat(self.path / UNFINISHED, self.num_shards)
-                )
+        stage = self._beating  # which tells of its shards in its own words
+        # Otherwise not by `beating`: several threads may have a shard in hand each.
+        with contextlib.nullcontext(stage) if stage is not None else self._heartbeat() as beat:
+            if stage is None:
                 beat.on(shard, "writes")
             with atomic_file(self.path / file) as sink:
                 writer = open_writer(sink)
-                if self.heartbeat is None:
+                if stage is None:
                     beat.on(shard, "writes", lambda: {"done": writer.rows, "unit": "rows"})
                 try:
                     yield writer

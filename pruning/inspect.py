@@ -42,10 +42,7 @@ def lines(
 
 def _finished(found: Artefact, rows: int, shard: int, verify: bool) -> Iterator[str]:
     manifest = found.manifest
-    size = f"{manifest.rows:,} rows"
-    if manifest.tokens:
-        size += f", {manifest.tokens:,} tokens"
-    yield f"{found.path}: {manifest.kind}, {size} in {found.num_shards} shards"
+    yield f"{found.path}: {manifest.kind}, {manifest.size} in {found.num_shards} shards"
     yield f"digest {found.digest}"
     yield f"made by winnow {manifest.code['version']}, revision {manifest.code['revision']}"
     for name, value in manifest.inputs.items():
@@ -73,7 +70,8 @@ def _unfinished(
     for file in sorted((path / artefact.UNFINISHED).glob("data-*.json")):
         done.append(ShardRecord(**json.loads(file.read_text())["shard"]))
     yield f"{path}: {plan['kind']}, unfinished: {len(done)} of {total} shards are done"
-    yield f"so far {sum(s.rows for s in done):,} rows, {sum(s.tokens for s in done):,} tokens"
+    rows_done, tokens_done = sum(s.rows for s in done), sum(s.tokens for s in done)
+    yield f"so far {artefact.size_in_words(rows_done, tokens_done)}"
     yield "run the command that makes it again, it will go on"
     yield from _block("configuration", plan["config"])
     if verify:

@@ -226,8 +226,7 @@ def lines(path: epath.PathLike, now: float | None = None) -> Iterator[str]:
 
 def _finished(path: epath.Path) -> Iterator[str]:
     manifest = artefact.load(path).manifest
-    size = f"{manifest.rows:,} rows" + (f", {manifest.tokens:,} tokens" if manifest.tokens else "")
-    yield f"{path}: {manifest.kind}, finished: {size} in {len(manifest.shards)} shards"
+    yield f"{path}: {manifest.kind}, finished: {manifest.size} in {len(manifest.shards)} shards"
     try:
         measured = json.loads((path / MEASURED).read_text())
     except FileNotFoundError:
@@ -252,8 +251,7 @@ def _unfinished(path: epath.Path, status: Status) -> Iterator[str]:
     for name, (count, total) in status.parts.items():
         yield f"  {name}: {count:,} of {total:,} parts"
     if status.rows:
-        size = f"  so far {status.rows:,} rows"
-        yield size + (f", {status.tokens:,} tokens" if status.tokens else "")
+        yield f"  so far {artefact.size_in_words(status.rows, status.tokens)}"
     yield from _rate(status, running)
     for state, workers in (("running", running), ("lost", lost), ("failed", failed)):
         for worker in workers[:_SHOWN]:

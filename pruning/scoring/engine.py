@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pruning import artefact, heartbeat, progress
+from pruning import artefact, progress
 from pruning.artefact import Artefact, Build, Counts, config_of
+from pruning.heartbeat import Heartbeat
 from pruning.scorers.ask_llm import AskLLM
 from pruning.scorers.embedding import Embedding
 from pruning.scorers.likelihood import Likelihood
@@ -156,7 +157,7 @@ def run(config: ScoreConfig) -> Artefact | None:
     workers = jax.process_count() if config.workers is None else config.workers
     mine = [corpus.documents(shard) for shard in range(worker, corpus.num_shards, workers)]
     if shards := build.pending(worker, workers):
-        with _heartbeat(build, f"{worker} of {workers}") as beat:
+        with build.beating(f"{worker} of {workers}") as beat:
             beat.on(shards[0], "compiles")
             reader = Reader(corpus, within, prepared, row_lengths, config.batch_rows)
             step = device.Step(prepared, loaded, reader.batch_shapes)
@@ -193,13 +194,6 @@ def run(config: ScoreConfig) -> Artefact | None:
             ),
         )
     return scores
-
-
-def _heartbeat(build: Build, worker: str | None = None) -> heartbeat.Heartbeat:
-    build.heartbeat = heartbeat.Heartbeat(
-        build.path / artefact.UNFINISHED, build.num_shards, worker
-    )
-    return build.heartbeat
 
 
 def _report(scores: Artefact, estimated: Estimate) -> None:
@@ -265,13 +259,6 @@ def score(
       ask: packed rows -> answers; a `device.Step`, or anything that answers.
       meter: is told of everything that is done.
     """
-    if build.heartbeat is None:
-        try:
-            with _heartbeat(build):
-                score(reader, shards, ask, build, meter)
-        finally:
-            build.heartbeat = None
-        return
     meter = meter or Meter(reader)
 
     def land(batch: Batch, answers: Any) -> None:
@@ -290,7 +277,8 @@ def score(
 
     flying: collections.deque[tuple[Batch, Any]] = collections.deque()
     with (
-        pipeline.behind(lambda parts: _write(build, shards, parts, meter), _BEHIND) as give,
+        build.beating() as beat,
+        pipeline.behind(lambda parts: _write(build, beat, shards, parts, meter), _BEHIND) as give,
         pipeline.ahead(reader.batches(shards), _AHEAD) as batches,
     ):
         for batch in batches:
@@ -301,10 +289,11 @@ def score(
             land(*flying.popleft())
 
 
-def _write(build: Build, shards: Sequence[int], parts: Iterator[_Part], meter: Meter) -> None:
-    assert build.heartbeat is not None
+def _write(
+    build: Build, beat: Heartbeat, shards: Sequence[int], parts: Iterator[_Part], meter: Meter
+) -> None:
     for shard in shards:
-        build.heartbeat.on(shard, "scores", meter.progress)
+        beat.on(shard, "scores", meter.progress)
         first = next(parts, None)
         if first is None:  # the driver gave up
             return
