@@ -20,7 +20,7 @@ from pruning import artefact
 from pruning.artefact import Artefact, ArtefactError, Build
 from pruning.corpus import Corpus
 from pruning.scorers import EMPTY, NOT_SELECTED, OK, Column
-from pruning.scoring.batches import STATUSES, schema_of
+from pruning.scoring.batches import STATUSES, schema_of, spread
 from pruning.selection import Selection
 
 KIND = "scores"
@@ -57,14 +57,15 @@ def write(
 
     Args:
       status: int8 [n], codes of `STATUSES`.
-      values: column -> [n]; what stands beside a status other than "ok" is not kept.
+      values: column -> [n], vectors [n, width]; what stands beside a status other than "ok" is
+        not kept.
       seconds: that it took to compute, for measured.json.
     """
     table = corpus.columns(shard, ["doc_id", "n_tokens"])
     ok = status == _OK
+    row = np.where(ok, np.arange(len(status)), -1)
     arrays = {
-        name: pa.array(np.asarray(values[name]), column.type, mask=~ok)
-        for name, column in columns.items()
+        name: spread(np.asarray(values[name]), row, column.type) for name, column in columns.items()
     }
     with build.shard(shard) as writer:
         writer.write(

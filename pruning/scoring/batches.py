@@ -302,7 +302,7 @@ class Reader:
         row = np.full(len(chunk.doc_ids), -1)
         row[chunk.taken] = np.where(of_taken == STATUSES.index(OK), np.arange(len(of_taken)), -1)
         columns = {
-            name: _spread(scores.columns[name], row, column.type)
+            name: spread(scores.columns[name], row, column.type)
             for name, column in self.prepared.columns.items()
         }
         table = pa.table(
@@ -380,7 +380,7 @@ def _not_finite(windows: Windows, answers: np.ndarray) -> np.ndarray:
     return np.unique(window[~finite])
 
 
-def _spread(values: Any, row: np.ndarray, kind: pa.DataType) -> pa.Array:
+def spread(values: Any, row: np.ndarray, kind: pa.DataType) -> pa.Array:
     """values[row], null where row is -1."""
     if pa.types.is_fixed_size_list(kind):
         # NOTE: Arrow cannot read null vectors of a fixed length back from Parquet: NaN instead.
