@@ -116,6 +116,8 @@ class TrainConfig:
       label_smoothing: of the targets in training.
       dropout: overrides the model's; T5 pretrains without and fine-tunes with 0.1.
       dtype: overrides the model's compute dtype; parameters are float32 always.
+      gradient_dtype: in which devices add up their gradients of kernels. "bfloat16", which wants
+        that compute dtype, halves what they send each other, and rounds each device's sum once.
       remat, scan_layers: override the model's.
       loss_chunk: target tokens whose logits are in memory at a time; None: all of them.
       seed: of the initial parameters and of dropout.
@@ -147,6 +149,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     dropout: float | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: str | None = None
     scan_layers: bool | None = None
     loss_chunk: int | None = None
@@ -327,12 +330,24 @@ def make_train_step(
     config: TrainConfig, model: Model, optimizer: optax.GradientTransformation
 ) -> Step:
     """One update. (state, batch) -> (state, metrics); metrics are float32 scalars."""
+    if config.gradient_dtype not in ("float32", model.config.dtype):
+        raise RunError(
+            f"Train.gradient_dtype {config.gradient_dtype!r} wants Train.dtype to be the same, not "
+            f"{model.config.dtype!r}"
+        )
+
+    def given(path, parameter):
+        # A gradient comes out in its parameter's dtype. Tables stay float32: looking up adds many
+        # rows onto few.
+        kernel = path[-1].key == "kernel"
+        return parameter.astype(config.gradient_dtype) if kernel else parameter
 
     def gradients_of(params, batch, key):
         dropout_key = key if model.config.dropout_rate else None
-        return jax.grad(lambda p: token_sums(config, model, p, batch, dropout_key), has_aux=True)(
-            params
-        )
+        gradients, sums = jax.grad(
+            lambda p: token_sums(config, model, p, batch, dropout_key), has_aux=True
+        )(jax.tree_util.tree_map_with_path(given, params))
+        return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), sums
 
     def accumulated(params, batch, key):
         """Gradients and sums, one microbatch after another."""

@@ -3,8 +3,8 @@
 - A module declares its parameters as shapes with logical axes and an initialiser, and holds no
   arrays until `Model.bind` puts them in: NNX is the container, nothing more.
 - Matrix products take their operands in the compute dtype and accumulate in float32, forward and
-  backward (`einsum`); a gradient towards a float32 parameter comes out in float32. Operands that
-  are float32 are multiplied as such: accelerators otherwise round them to bfloat16 or TF32.
+  backward (`einsum`); a gradient comes out in the dtype that its parameter was given in. Operands
+  that are float32 are multiplied as such: accelerators otherwise round them to bfloat16 or TF32.
 - Norms compute in float32. Dropout takes its key explicitly; no key means no dropout.
 """
 
@@ -68,11 +68,13 @@ def einsum(subscripts: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> ja
     return _product(subscripts, x, y.astype(x.dtype), dtype or x.dtype)
 
 
-def _product(subscripts: str, x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+def _product(
+    subscripts: str, x: jax.Array, y: jax.Array, dtype: Any, added_in: Any = jnp.float32
+) -> jax.Array:
     # NOTE: without HIGHEST, float32 is multiplied in bfloat16 on TPU and in TF32 on GPU.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(
-        subscripts, x, y, precision=precision, preferred_element_type=jnp.float32
+        subscripts, x, y, precision=precision, preferred_element_type=added_in
     ).astype(dtype)
 
 
@@ -88,12 +90,19 @@ def _einsum_backward(subscripts, dtype, saved, gradient):
     inputs, out = subscripts.split("->")
     left, right = inputs.split(",")
     dx = _product(f"{out},{right}->{left}", gradient, y.astype(x.dtype), x.dtype)
-    dy = _product(f"{left},{out}->{right}", x, gradient, y.dtype)
-    # NOTE: where the kernel was a transposed table, XLA merges the transposition of its gradient
-    # into the product, and its CPU backend then has no kernel for bfloat16 operands.
-    return dx, jax.lax.platform_dependent(
-        dy, cpu=jax.lax.optimization_barrier, default=lambda dy: dy
-    )
+
+    def on_cpu(x, gradient):
+        # NOTE: where the kernel was a transposed table, XLA merges the transposition of its
+        # gradient into the product, and its CPU backend then has no kernel for bfloat16 operands.
+        return jax.lax.optimization_barrier(
+            _product(f"{left},{out}->{right}", x, gradient, y.dtype)
+        )
+
+    def elsewhere(x, gradient):
+        # NOTE: what a product gives is what devices send each other to add up: in y's dtype.
+        return _product(f"{left},{out}->{right}", x, gradient, y.dtype, added_in=y.dtype)
+
+    return dx, jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=elsewhere)
 
 
 einsum.defvjp(_einsum_forward, _einsum_backward)

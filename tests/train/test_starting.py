@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import train
 from models import checkpoints, weights
 from models.model import Model
-from models.optimizers import AdamW, Constant
+from models.optimizers import Adafactor, AdamW, Constant, Muon
 from models.weights import huggingface
 
 STILL = AdamW(Constant(0.0))  # a run that changes nothing shows what it began with
@@ -96,6 +98,50 @@ def test_a_corpus_of_a_larger_vocabulary_is_refused(tiny_run, reversals, tmp_pat
     data = reversals(ids=65)
     with pytest.raises(train.RunError, match="vocabulary of 65 ids, the model one of 64"):
         train.train(tiny_run(tmp_path, data=data))
+
+
+@pytest.mark.usefixtures("on_one_device")
+@pytest.mark.parametrize("optimizer", [Adafactor(min_dim_to_factor=16), AdamW(), Muon()])
+def test_a_run_in_two_parts_ends_with_the_bits_of_one(tiny_run, tmp_path, optimizer):
+    whole, parts = (tiny_run(tmp_path / name, optimizer=optimizer) for name in ("a", "b"))
+    for run in (whole, dataclasses.replace(parts, steps=3), parts):
+        result = train.train(run)
+        assert result is not None and result["steps"] == run.steps
+    assert_same(trained(tmp_path / "a", whole.model), trained(tmp_path / "b", whole.model))
+    curves = [
+        [json.loads(line).get("loss") for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("a", "b")
+    ]
+    assert curves[0] == curves[1]
+    assert len(set(curves[0])) > 3
+
+
+def test_gradients_in_bfloat16_are_those_in_float32_rounded(reversals, tiny_run):
+    """On one device: of kernels alone, once."""
+    model = Model(dataclasses.replace(tiny_run("").model, dtype="bfloat16"))
+    params = jax.jit(model.init)(jax.random.key(0))
+    keep = optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients),
+    )
+    found, batch = {}, reversals().batch(0)
+    for dtype in ("float32", "bfloat16"):
+        config = tiny_run("", gradient_dtype=dtype, microbatches=1)
+        state = train.State(jnp.zeros((), jnp.int32), params, keep.init(params))
+        step = jax.jit(train.make_train_step(config, model, keep))
+        gradients = step(state, batch)[0].opt_state
+        count = float(batch["decoder_loss_weights"].sum())
+        found[dtype] = jax.tree.map(lambda g, count=count: g * count, gradients)
+
+    def compare(path, exact, rounded):
+        if path[-1].key == "kernel":
+            exact = exact.astype(jnp.bfloat16).astype(jnp.float32)
+        scale = jnp.abs(exact).max()
+        np.testing.assert_allclose(rounded / scale, exact / scale, atol=1e-6, rtol=2**-7)
+
+    jax.tree_util.tree_map_with_path(compare, found["float32"], found["bfloat16"])
+    with pytest.raises(train.RunError, match=r"gradient_dtype 'bfloat16' wants"):
+        train.make_train_step(config, Model(tiny_run("").model), keep)
 
 
 BFLOAT16 = """
