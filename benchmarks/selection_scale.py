@@ -81,7 +81,9 @@ def _write(directory: Path, documents: int) -> None:
     rows = [min(PER_SHARD, documents - k * PER_SHARD) for k in range(shards)]
     columns = [("doc_id", pa.int64()), ("n_tokens", pa.int32()), ("domain", pa.string())]
     config = {"documents": documents}
-    corpus = Build(directory / "corpus", "corpus", config, {}, shards, pa.schema(columns))
+    words = {"use_dictionary": ["domain"]}  # and no other column, as in a corpus
+    schema = pa.schema(columns)
+    corpus = Build(directory / "corpus", "corpus", config, {}, shards, schema, words)
     work = functools.partial(_write_corpus_shard, corpus, rows)
     parallel.run_shards(work, corpus.pending(), 0, lambda *_: None)
     opened = corpus.finish({"metadata": ["domain"]})

@@ -13,7 +13,8 @@ Choices
   four passes over the keys and four over the hashes of those that tie at the cut. Exact whatever
   the distribution of the keys, and memory does not grow with the number of documents.
 - Histograms add up: documents come in chunks, from any number of shards, in any order and in any
-  number of threads.
+  number of threads; each thread adds up a run of chunks before it hands over a sum.
+- Few documents tie at a cut: they are fetched once and kept, as long as they are few.
 - Groups (quotas) are cut in the same passes, by shorter digits where they are many.
 - What is kept never costs more than the target, and falls short of it by less than the first
   document left out.
@@ -23,7 +24,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +34,10 @@ EXCLUDED = np.uint64(0)  # kept by no budget; what `ordered` makes of NaN
 INCLUDED = np.uint64(2**64 - 1)  # kept whatever the budget
 
 _SIGN = np.uint64(1 << 63)
+_ONE = np.uint64(1)
 _EVERYTHING = np.iinfo(np.int64).max
+_BLOCK = 1 << 15  # documents
+_FEW = 1 << 25  # tokens or documents: what ties at a cut is held below this, read again above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Chunk:
 
     Attributes:
       values: uint64 [n], `ordered` keys, EXCLUDED or INCLUDED.
-      costs: int [n]; 0 outside of the ranking.
+      costs: int [n]; of what stands outside of the ranking it does not matter.
       groups: int [n], or None when there is one group.
       hashes: rows int [m] -> uint64 [m]; asked for the rows that tie at a cut only.
     """
@@ -74,8 +79,9 @@ class Cut:
 
     def before(self, chunk: Chunk) -> np.ndarray:
         """bool [n], which documents of the chunk are ranked before the cut."""
-        kept = chunk.values > chunk.of(self.value)
-        tied = _tied(chunk, self.value)
+        value = chunk.of(self.value)
+        kept = chunk.values > value
+        tied = _ranked(chunk.values, np.flatnonzero(chunk.values == value))
         if len(tied):
             tie = self.tie[0] if chunk.groups is None else self.tie[chunk.groups[tied]]
             kept[tied] = chunk.hashes(tied) > tie
@@ -92,8 +98,7 @@ class Cut:
         )
 
 
-Each = Callable[[Callable[[Chunk], np.ndarray]], Iterable[np.ndarray]]
-_Column = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # values, costs, groups
+Each = Callable[[Callable[[Iterable[Chunk]], Any]], Iterable[Any]]
 
 
 def between(chunk: Chunk, start: Cut | None, stop: Cut) -> np.ndarray:
@@ -122,38 +127,77 @@ def find(each: Each, targets: np.ndarray) -> Cut:
     """Cuts every group at its target.
 
     Args:
-      each: applies a function to every chunk of all documents, anew at every call, and gives the
-        results in any order: `lambda function: map(function, chunks)`, or in threads.
+      each: divides the chunks of all documents into runs and applies a function to every run, anew
+        at every call; gives the results in any order: `lambda function: map(function, runs)`, or in
+        threads.
       targets: int64 [groups], the cost not to be exceeded.
     """
 
-    def by_key(chunk: Chunk) -> _Column:
-        return chunk.values, chunk.costs, chunk.groups
+    def each_key(work: _Work) -> Iterable[np.ndarray]:
+        return each(lambda chunks: work(block for chunk in chunks for block in _blocks(chunk)))
 
-    value, cost, _, fits = _radix_select(each, by_key, targets)
+    value, cost, tied_cost, fits = _radix_select(each_key, targets, keys=True)
     value[fits] = EXCLUDED
     if fits.all():
         return Cut(value, np.zeros_like(value), cost, np.zeros_like(cost))
 
-    def by_hash(chunk: Chunk) -> _Column:
-        rows = _tied(chunk, value)
-        groups = None if chunk.groups is None else chunk.groups[rows]
-        return chunk.hashes(rows), chunk.costs[rows], groups
+    def read_ties(work: _Work) -> Iterable[Any]:
+        return each(lambda chunks: work(_ties(chunk, value) for chunk in chunks))
+
+    few = tied_cost.sum() <= _FEW
+    held = [tie for ties in read_ties(list) for tie in ties] if few else []
+
+    def each_tie(work: _Work) -> Iterable[np.ndarray]:
+        return [work(held)] if few else read_ties(work)
 
     left = np.where(fits, _EVERYTHING, targets - cost)
-    tie, beyond, next_cost, _ = _radix_select(each, by_hash, left)
+    tie, beyond, next_cost, _ = _radix_select(each_tie, left, keys=False)
     return Cut(value, tie, cost + beyond, next_cost)
 
 
-def _tied(chunk: Chunk, value: np.ndarray) -> np.ndarray:
-    """The rows whose key is the cut's."""
-    return np.flatnonzero((chunk.values == chunk.of(value)) & (chunk.values != EXCLUDED))
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """Numbers to be cut: uint64 [n], what they cost, and their groups or None."""
+
+    values: np.ndarray
+    costs: np.ndarray
+    groups: np.ndarray | None
+
+    def take(self, rows: np.ndarray | slice) -> _Column:
+        groups = None if self.groups is None else self.groups[rows]
+        return _Column(self.values[rows], self.costs[rows], groups)
+
+
+_Work = Callable[[Iterable[_Column]], Any]
+
+
+def _blocks(chunk: Chunk) -> Iterator[_Column]:
+    """The keys of a chunk, as many at a time as a core's cache holds."""
+    whole = _Column(chunk.values, chunk.costs, chunk.groups)
+    for start in range(0, len(chunk.values), _BLOCK):
+        yield whole.take(slice(start, start + _BLOCK))
+
+
+def _ties(chunk: Chunk, value: np.ndarray) -> _Column:
+    """The hashes of the chunk's documents that have the key at which their group is cut."""
+    rows = _ranked(chunk.values, np.flatnonzero(chunk.values == chunk.of(value)))
+    groups = None if chunk.groups is None else chunk.groups[rows]
+    return _Column(chunk.hashes(rows), chunk.costs[rows], groups)
+
+
+def _ranked(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Those of the rows that stand in the ranking."""
+    return rows[values[rows] - _ONE < INCLUDED - _ONE]  # 0 - 1 is the highest
 
 
 def _radix_select(
-    each: Each, column: Callable[[Chunk], _Column], targets: np.ndarray
+    each: Callable[[_Work], Iterable[np.ndarray]], targets: np.ndarray, keys: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Descends from the leading digit, into the bucket in which the costs pass the target.
+
+    Args:
+      each: applies a function to runs of columns.
+      keys: whether the numbers are keys, of which two values stand outside of the ranking.
 
     Returns:
       value: uint64 [groups], the highest with which the costs pass the target.
@@ -167,11 +211,11 @@ def _radix_select(
     cost = next_cost = np.zeros(count, np.int64)
     fits = np.zeros(count, bool)
     above = 64  # bits, below those that are settled
-    while above:
+    while above and not fits.all():
         bits = min(longest, above)
 
         total = np.zeros(count << bits, np.int64)
-        for part in each(functools.partial(_histogram, column, value, above, bits)):
+        for part in each(functools.partial(_histogram, value, above, bits, keys)):
             total += part
         falling = total.reshape(count, -1)[:, ::-1]
         through = cost[:, None] + np.cumsum(falling, axis=1)  # of this digit and all above it
@@ -187,27 +231,29 @@ def _radix_select(
 
 
 def _histogram(
-    column: Callable[[Chunk], _Column], prefix: np.ndarray, above: int, bits: int, chunk: Chunk
+    prefix: np.ndarray, above: int, bits: int, keys: bool, columns: Iterable[_Column]
 ) -> np.ndarray:
-    """What the documents cost that have a group's prefix, by the next digit.
+    """What the numbers cost that have a group's prefix, by the next digit.
 
     Args:
       prefix: uint64 [groups], the digits that are settled.
       above: how many bits are not.
       bits: of the next digit.
+      keys: whether two values are to be passed over.
 
     Returns:
       int64 [groups << bits].
     """
-    values, costs, groups = column(chunk)
-    if above < 64:
-        own = prefix[0] if groups is None else prefix[groups]
-        inside = np.flatnonzero(values >> np.uint64(above) == own)
-        values, costs = values[inside], costs[inside]
-        groups = None if groups is None else groups[inside]
-    bucket = (values >> np.uint64(above - bits)).astype(np.int64) & ((1 << bits) - 1)
-    if groups is not None:
-        bucket += groups.astype(np.int64) << bits
     found = np.zeros(len(prefix) << bits, np.int64)
-    np.add.at(found, bucket, costs.astype(np.int64))
+    for column in columns:
+        if above < 64:
+            own = prefix[0] if column.groups is None else prefix[column.groups]
+            column = column.take(np.flatnonzero(column.values >> np.uint64(above) == own))
+        if keys:
+            rows = np.flatnonzero(column.values - _ONE < INCLUDED - _ONE)
+            column = column if len(rows) == len(column.values) else column.take(rows)
+        bucket = (column.values >> np.uint64(above - bits)).view(np.int64) & ((1 << bits) - 1)
+        if column.groups is not None:
+            bucket += column.groups.astype(np.int64) << bits
+        np.add.at(found, bucket, column.costs.astype(np.int64))
     return found

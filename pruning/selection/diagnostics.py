@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import compute
 
 OTHER = "(other)"
 NONE = "(none)"  # the column is null
 
-# A column of strings: codes int [n], and what they mean.
-Encoded = tuple[np.ndarray, list[str]]
+# A column of strings: codes int [n], and what they mean; one code more stands for null.
+Encoded = tuple[np.ndarray, pa.StringArray]
 
 _DRAW_BITS = 16
 
@@ -72,9 +73,7 @@ def draw_bucket(uniform: np.ndarray) -> np.ndarray:
 
 def draw_histogram(uniform: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Tokens by draw, int64 [buckets]."""
-    histogram = np.zeros(1 << _DRAW_BITS, np.int64)
-    np.add.at(histogram, draw_bucket(uniform), tokens.astype(np.int64))
-    return histogram
+    return np.bincount(draw_bucket(uniform), tokens, 1 << _DRAW_BITS).astype(np.int64)
 
 
 def random_bucket(histogram: np.ndarray, tokens: int) -> int:
@@ -117,23 +116,35 @@ def domain_table(names: Sequence[str], counts: np.ndarray) -> list[dict[str, Any
 
 
 def encode(column: pa.ChunkedArray) -> Encoded:
-    """Null means `NONE`."""
+    """Codes and their meanings, of a column that may be read as codes already."""
     encoded = column.combine_chunks()
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
-    names = [str(name) for name in encoded.dictionary.to_pylist()]
-    return encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False), [*names, NONE]
+    codes, meanings = encoded.indices, encoded.dictionary.cast(pa.string())
+    if codes.null_count:
+        codes = codes.fill_null(len(meanings))
+    return codes.to_numpy(zero_copy_only=False), meanings
 
 
 def codes_among(names: Sequence[str], column: Encoded) -> np.ndarray:
-    """Every row's place among `names`, int32 [n]; len(names) where it is not among them."""
+    """Every row's place among `names`, uint8 [n] or wider; len(names) where it is not among them.
+
+    Null has the place of `NONE`.
+    """
     codes, meanings = column
-    place = {name: i for i, name in enumerate(names)}
-    return np.asarray([place.get(name, len(names)) for name in meanings], np.int32)[codes]
+    given = pa.array(names, pa.string())
+    everything = pa.concat_arrays([meanings, pa.array([NONE], pa.string())])
+    places = compute.index_in(everything, given).fill_null(len(names)).to_numpy()
+    return places.astype(np.min_scalar_type(len(names)))[codes]
 
 
-def sums(column: Encoded, tokens: np.ndarray) -> Counter[str]:
-    """Tokens of every value."""
-    codes, names = column
-    counts = np.bincount(codes, weights=tokens, minlength=len(names))
-    return Counter({name: int(count) for name, count in zip(names, counts, strict=True) if count})
+def sums(column: Encoded, numbers: np.ndarray) -> Counter[str]:
+    """The sum of some numbers for every value that occurs, below 2^53."""
+    codes, meanings = column
+    totals = np.bincount(codes, numbers, len(meanings) + 1).astype(np.int64)
+    there = np.flatnonzero(totals)
+    found: Counter[str] = Counter()
+    names = meanings.take(pa.array(there[there < len(meanings)])).to_pylist()
+    for name, total in zip([*names, NONE], totals[there].tolist(), strict=False):
+        found[name] += total
+    return found

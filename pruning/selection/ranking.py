@@ -1,7 +1,14 @@
 """The pass over a corpus that ranks its documents, shard by shard.
 
 It joins the scores to the documents, counts those that have none, and leaves what finding the cut
-and writing the selection need, 13 bytes a document (15 with quotas): key, length, domain, group.
+and writing the selection need, 13 bytes a document (14 or 15 with quotas): key, length, domain,
+group.
+
+Choices
+- Every column is read once. Which groups there are is known only when all shards have been read;
+  until then a shard has its own numbers for them.
+- Nothing is copied that need not be: at hundreds of millions of documents the time goes into
+  reading, and into memory that is asked of the system and given back.
 """
 
 from __future__ import annotations
@@ -9,12 +16,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from pruning import artefact, progress, randomness
 from pruning.artefact import Artefact
@@ -30,6 +39,8 @@ _SAMPLE_SIZE = 1 << 20  # scores that a strategy is fitted to
 _SAMPLE_SHARDS, _SAMPLE_ROW_GROUPS = 1 << 8, 1 << 10  # in which the largest domains are looked for
 _DOMAINS_SHOWN = 24
 _MOST_GROUPS = (1 << 16) - 1
+_RUNS_PER_WORKER = 8  # what the threads take in turn when they look for the cut
+_EVERYTHING = "(all)"  # the group without quotas
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,7 +57,6 @@ class Pool:
     Attributes:
       score_sets: by name.
       joined: what a set operation joins.
-      groups: the values that quotas tell apart; the last stands for all others.
       domains: the values of the domain column that are counted; none where the corpus has no such
         column.
     """
@@ -56,7 +66,6 @@ class Pool:
     within: Selection | None
     score_sets: Mapping[str, Artefact]
     joined: Sequence[Selection]
-    groups: Sequence[str]
     domains: Sequence[str]
 
     @classmethod
@@ -79,8 +88,7 @@ class Pool:
             load_selection(config.within, corpus) if config.within else None,
             score_sets,
             [load_selection(path, corpus) for path in paths],
-            _groups(config, corpus),
-            _largest(config.domain_column, corpus) if config.domain_column in columns else (),
+            _largest(config, corpus) if config.domain_column in columns else (),
         )
 
     @property
@@ -106,6 +114,13 @@ class Pool:
         """
         return _in_threads(function, self.shards, per_worker * self.config.workers)
 
+    def map_runs(self, function: Callable[[Sequence[int]], R]) -> Iterator[R]:
+        """`function(shards)` for runs of neighbouring shards, in order, computed in threads."""
+        runs = min(len(self.shards), _RUNS_PER_WORKER * self.config.workers)
+        edges = [len(self.shards) * i // runs for i in range(runs + 1)]
+        parts = [self.shards[a:b] for a, b in itertools.pairwise(edges)]
+        return _in_threads(function, parts, self.config.workers)
+
     def documents(self, shard: int) -> Documents:
         """Reads a shard and joins its scores."""
         config = self.config
@@ -120,14 +135,15 @@ class Pool:
             considered = self.within.mask(shard, len(ids))
         if scores.NOT_SELECTED in found.reasons:
             considered &= found.reason != found.reasons.index(scores.NOT_SELECTED)
+        encoded = {name: diagnostics.encode(table[name]) for name in strings}
         return Documents(
             ids,
             table["n_tokens"].to_numpy(),
             considered,
             considered & (found.reason == scores.OK),
             found,
-            diagnostics.encode(table[domain]) if domain else None,
-            diagnostics.encode(table[group]) if group else None,
+            encoded[domain] if domain else None,
+            encoded[group] if group else None,
         )
 
     def sample(self) -> np.ndarray:
@@ -183,39 +199,21 @@ class Documents:
         }
 
 
-def _groups(config: SelectConfig, corpus: Artefact) -> list[str]:
-    """What quotas tell apart: the named values, or all that there are."""
-    if config.quotas is None:
-        return ["(all)"]
-    if config.quotas.shares:
-        return [*sorted(config.quotas.shares), diagnostics.OTHER]
-    column = config.quotas.column
-
-    def of(shard: int) -> set[str]:
-        codes, names = diagnostics.encode(corpus.read(shard, [column], [column], False)[column])
-        return {names[code] for code in np.flatnonzero(np.bincount(codes, minlength=len(names)))}
-
-    found: set[str] = set()
-    for names in _in_threads(of, range(corpus.num_shards), config.workers):
-        found |= names
-        if len(found) > _MOST_GROUPS:
-            raise SelectError(
-                f"the column {column!r} has more than {_MOST_GROUPS:,} values: divide by a coarser "
-                "one, or name those that matter in Quotas.shares."
-            )
-    return [*sorted(found), diagnostics.OTHER]
-
-
-def _largest(column: str, corpus: Artefact) -> list[str]:
-    """The values with the most tokens in a sample of about a million documents."""
+def _largest(config: SelectConfig, corpus: Artefact) -> list[str]:
+    """The domains with the most tokens in a sample of about a million documents."""
+    column = config.domain_column
     shards = range(0, corpus.num_shards, max(1, corpus.num_shards // _SAMPLE_SHARDS))
-    tokens: Counter[str] = Counter()
-    for shard in shards:
+
+    def of(shard: int) -> Counter[str]:
         with corpus.parquet(shard, [column]) as file:
             step = max(1, file.num_row_groups * len(shards) // _SAMPLE_ROW_GROUPS)
             row_groups = list(range(0, file.num_row_groups, step))
             table = file.read_row_groups(row_groups, columns=[column, "n_tokens"])
-        tokens += diagnostics.sums(diagnostics.encode(table[column]), table["n_tokens"].to_numpy())
+        return diagnostics.sums(diagnostics.encode(table[column]), table["n_tokens"].to_numpy())
+
+    tokens: Counter[str] = Counter()
+    for found in _in_threads(of, shards, config.workers):
+        tokens.update(found)
     ranked = sorted(tokens.items(), key=lambda item: (-item[1], item[0]))
     return [name for name, _ in ranked[:_DOMAINS_SHOWN]]
 
@@ -231,14 +229,14 @@ class Tally:
     Attributes:
       pool: documents and tokens that are considered.
       included: documents and tokens that are kept whatever the budget.
-      cost: int64 [groups], of the ranked documents.
+      cost: of the ranked documents, by group.
       draws: int64 [buckets], what the pool costs by the documents' draws.
       weights: of a weighted strategy.
     """
 
     pool: Counter[str]
     included: Counter[str]
-    cost: np.ndarray
+    cost: Counter[str]
     draws: np.ndarray
     weights: diagnostics.Weights
 
@@ -254,7 +252,7 @@ class RankedShard:
     Attributes:
       values: uint64 [n], `cut.ordered` keys, EXCLUDED or INCLUDED.
       n_tokens: int32 [n].
-      groups: uint16 [n], or None without quotas.
+      groups: unsigned integers [n], or None without quotas: places in the ranking's `groups`.
       domains: uint8 [n], places in the pool's `domains`.
       packed: the pool's documents as packed bits.
       unscored: documents of the pool without a score, by reason.
@@ -275,8 +273,8 @@ class RankedShard:
 
     def chunk(self, config: SelectConfig) -> cut.Chunk:
         """The shard as it is cut."""
-        ranked = self.values - np.uint64(1) < cut.INCLUDED - np.uint64(1)  # neither of the two
-        costs = self.n_tokens * ranked if config.unit == "tokens" else ranked.astype(np.int32)
+        one = np.broadcast_to(np.int32(1), self.n_tokens.shape)
+        costs = self.n_tokens if config.unit == "tokens" else one
 
         def hashes(rows: np.ndarray) -> np.ndarray:
             return randomness.hashed(config.seed, doc_ids(self.shard, rows), TIES)
@@ -289,33 +287,74 @@ class Ranked:
     """The ranking of a corpus.
 
     Attributes:
+      groups: the values that quotas tell apart; the last stands for all others.
+      cost: int64 [groups], of the ranked documents.
       shard: gives the part of a shard, from memory or by ranking it again.
     """
 
     tally: Tally
+    groups: Sequence[str]
+    cost: np.ndarray
     shard: Callable[[int], RankedShard]
 
 
 def rank(pool: Pool) -> Ranked:
     """Ranks all documents of the pool."""
+    _keep_freed_memory()
     strategy = pool.config.strategy
     if isinstance(strategy, Ranking) and strategy.needs_fit:
         strategy = strategy.fit(pool.sample())
     of = functools.partial(_rank_shard, pool, strategy)
-    held: list[RankedShard] = []
+    held: list[_Unplaced] = []
     total: Tally | None = None
     with progress.track("rank", len(pool.shards), "shards") as task:
         for ranked, tally in pool.map(of):
             total = tally if total is None else total + tally
+            if len(total.cost) > _MOST_GROUPS:
+                assert pool.config.quotas
+                raise SelectError(
+                    f"the column {pool.config.quotas.column!r} has more than {_MOST_GROUPS:,} "
+                    "values: divide by a coarser one, or name those that matter in Quotas.shares."
+                )
             if pool.config.in_memory:
                 held.append(ranked)
             task.advance()
     if total is None:
         raise SelectError(f"{pool.corpus.path} has no documents.")
-    return Ranked(total, held.__getitem__ if held else lambda shard: of(shard)[0])
+    groups = _groups(pool.config, total.cost)
+    cost = np.asarray([total.cost[name] for name in groups])
+
+    def again(shard: int) -> RankedShard:
+        return of(shard)[0].place(groups)
+
+    if not pool.config.in_memory:
+        return Ranked(total, groups, cost, again)
+    placed = list(pool.map(lambda shard: held[shard].place(groups)))
+    return Ranked(total, groups, cost, placed.__getitem__)
 
 
-def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[RankedShard, Tally]:
+@dataclasses.dataclass(frozen=True)
+class _Unplaced:
+    """A shard's part of the ranking before it is known which groups there are."""
+
+    shard: RankedShard
+    groups: diagnostics.Encoded | None
+
+    def place(self, groups: Sequence[str]) -> RankedShard:
+        if self.groups is None:
+            return self.shard
+        places = diagnostics.codes_among(groups[:-1], self.groups)
+        return dataclasses.replace(self.shard, groups=places)
+
+
+def _groups(config: SelectConfig, found: Iterable[str]) -> list[str]:
+    """What quotas tell apart: the named values, or all that have something to be ranked."""
+    if config.quotas is None:
+        return [_EVERYTHING]
+    return [*sorted(config.quotas.shares or found), diagnostics.OTHER]
+
+
+def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[_Unplaced, Tally]:
     config = pool.config
     documents = pool.documents(shard)
     considered, scored = documents.considered, documents.scored
@@ -328,7 +367,7 @@ def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[Ran
         masks = [selection.mask(shard, len(draws)) for selection in pool.joined]
         values[considered & strategy.keeps(splits, masks)] = cut.INCLUDED
     else:
-        rows = slice(None) if scored.all() else scored  # spares the copies where it can
+        rows = slice(None) if scored.all() else np.flatnonzero(scored)  # spares copies
         score = documents.found.score[rows]
         values[rows] = cut.ordered(strategy.keys(score, draws[rows]))
         if config.keep_unscored:
@@ -336,31 +375,51 @@ def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[Ran
         if isinstance(strategy, Weighted):
             weights = diagnostics.Weights.of(strategy.log_weights(score))
 
-    groups = domains = None
-    if documents.group:
-        groups = diagnostics.codes_among(pool.groups[:-1], documents.group).astype(np.uint16)
+    domains = groups = None
     if documents.domain:
-        domains = diagnostics.codes_among(pool.domains, documents.domain).astype(np.uint8)
+        domains = diagnostics.codes_among(pool.domains, documents.domain)
+    if documents.group:
+        groups = _grouped(config, documents.group)
     ranked = RankedShard(
         shard,
         values,
         documents.n_tokens,
-        groups,
+        None,
         domains,
         np.packbits(considered),
         documents.unscored(),
     )
-    costs = ranked.chunk(config).costs
+    costs = documents.costs(config.unit)
+    rows = slice(None) if considered.all() else np.flatnonzero(considered)
+    own = np.where((values != cut.EXCLUDED) & (values != cut.INCLUDED), costs, 0)
     tally = Tally(
         documents.size(considered),
         documents.size(values == cut.INCLUDED),
-        np.asarray([costs.sum(dtype=np.int64)])
-        if groups is None
-        else np.bincount(groups, costs, len(pool.groups)).astype(np.int64),
-        diagnostics.draw_histogram(draws[considered], documents.costs(config.unit)[considered]),
+        diagnostics.sums(groups, own)
+        if groups
+        else Counter({_EVERYTHING: int(own.sum(dtype=np.int64))}),
+        diagnostics.draw_histogram(draws[rows], costs[rows]),
         weights,
     )
-    return ranked, tally
+    return _Unplaced(ranked, groups), tally
+
+
+def _grouped(config: SelectConfig, column: diagnostics.Encoded) -> diagnostics.Encoded:
+    """The column in integers of as few bytes as do; with named shares, the named values alone."""
+    if config.quotas and config.quotas.shares:
+        named = sorted(config.quotas.shares)
+        return diagnostics.codes_among(named, column), pa.array([*named, diagnostics.OTHER])
+    codes, meanings = column
+    return codes.astype(np.min_scalar_type(len(meanings))), meanings
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed for what is asked next, up to 32 MB.
+
+    It takes its measure from the largest block that was freed, and gives larger ones back to the
+    system: with arrays of some megabytes half of the time went into pages given and taken.
+    """
+    np.empty(31 << 20, np.uint8)
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:

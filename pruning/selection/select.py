@@ -24,7 +24,7 @@ import dataclasses
 import functools
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,16 +111,17 @@ class _Cuts:
 
 
 def _find_cuts(pool: Pool, ranked: Ranked) -> _Cuts:
-    config, total = pool.config, ranked.tally.cost
+    config, total = pool.config, ranked.cost
     budget = _budget(config, ranked)
     start, stop = np.zeros_like(total), total
     if isinstance(config.strategy, Ranking):
         start, stop = config.strategy.interval(total, budget)
 
     def find(target: np.ndarray) -> cut.Cut:
-        return cut.find(
-            lambda work: pool.map(lambda shard: work(ranked.shard(shard).chunk(config))), target
-        )
+        def each(work: Callable[[Iterable[cut.Chunk]], Any]) -> Iterable[Any]:
+            return pool.map_runs(lambda run: work(ranked.shard(k).chunk(config) for k in run))
+
+        return cut.find(each, target)
 
     start_cut = find(start) if start.any() else None
     if start_cut and config.strategy.takes_budget:
@@ -157,7 +158,7 @@ def _share_rest(seed: int, stop: cut.Cut, targets: np.ndarray) -> cut.Cut:
 
 def _budget(config: SelectConfig, ranked: Ranked) -> np.ndarray:
     """The budget of every group, int64 [groups]; everything where the strategy takes none."""
-    total = ranked.tally.cost
+    total = ranked.cost
     if config.budget is None:
         return total
     share = config.budget if config.budget <= 1 else 0
@@ -293,7 +294,7 @@ def _summary(pool: Pool, ranked: Ranked, cuts: _Cuts, kept: _Kept) -> dict[str, 
             "wanted": int(cuts.budget.sum()) + tally.included[config.unit],
             "kept": cost,
         },
-        "thresholds": _thresholds(strategy, pool.groups, cuts)
+        "thresholds": _thresholds(strategy, ranked.groups, cuts)
         if isinstance(strategy, Ranking)
         else [],
         "weights": tally.weights.summary() if isinstance(strategy, Weighted) else None,

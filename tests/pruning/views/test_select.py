@@ -455,6 +455,14 @@ def test_quotas_divide_the_budget(house):
         assert house.nll[taken & own].min() >= house.nll[~taken & own].max()
 
 
+def test_a_window_is_of_every_group_the_same(house):
+    quotas = Quotas("domain", {"b": 0.5})  # a and c are the others
+    selection = house.select("window", Percentiles(0.2, 0.6), quotas=quotas)
+    taken = np.isin(house.doc_ids, kept(selection))
+    for own in (house.domain == "b", house.domain != "b"):
+        assert abs(house.n_tokens[taken & own].sum() - 0.4 * house.n_tokens[own].sum()) < 120
+
+
 def test_without_shares_every_domain_keeps_the_same_rate(house):
     selection = house.select("quotas", Bottom(), keep_tokens=0.3, quotas=Quotas())
     for row in selection.manifest.summary["domains"]:
