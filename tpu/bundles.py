@@ -9,8 +9,10 @@ device:
 A bundle is what a core issues in one cycle. The time of a kernel is the sum over its bundles of the
 trips of the loops that they stand in.
 
-- The grid is the outermost loop. Every loop shows the constant that its counter is compared with;
-  one that shows none (its bound depends on data) is an error.
+- The grid is the outermost loop. Every loop shows the constant that its counter is compared with:
+  marked as its exit test, or as what its branch back depends on (loops that copy the window of an
+  operand which is on the chip already). One that shows none (its bound depends on data) is an
+  error.
 - What runs in some iterations only (a table that the first one builds, blocks that are skipped) is
   counted as if it always ran: the figure is an upper bound. Waiting for memory is not in it.
 """
@@ -24,6 +26,9 @@ from pathlib import Path
 
 _BUNDLE = re.compile(r"^\s*(?:0x)?[0-9a-f]+\s+(?:(LB|LH|LE|PB|PF|CT)\s*)?:\s*([> ]*)\{(.*)")
 _EXIT = re.compile(r"= scmp\.(?:ge|gt|eq|ne|lt|le)\.\w+(?:\.\w+)? [^;]*?, (\d+) /\* loop exit test")
+_COMPARED = re.compile(r"(%p\w+) = scmp\.ge\.\w+(?:\.\w+)? %\w+, (\d+)")
+_BACK = re.compile(r"sbr\.rel \(!(%p\w+)\) target = \$region(\d+)")
+_STARTS = re.compile(r"Start region (\d+)")
 FLAGS = (
     "--xla_jf_dump_to={directory} --xla_jf_dump_llo_text=true "
     "--xla_jf_dump_llo_pass_label_regex=final_bundles"
@@ -44,7 +49,8 @@ def cycles(text: str) -> int:
     trips: dict[int, int] = {}  # of the loop that the bundles belong to, by the loop's number
     loop_of: list[tuple[int, ...]] = []  # numbers of the loops around every bundle
     around: list[int] = []
-    loops = 0
+    starts: list[set[str]] = []  # regions that begin with every loop
+    compared: dict[tuple[int, str], int] = {}  # loop, its predicate: "at least this"
     for line in text.splitlines():
         match = _BUNDLE.match(line)
         if match is None:
@@ -52,15 +58,21 @@ def cycles(text: str) -> int:
         depth = match[2].count(">")
         if match[1] == "LB":
             del around[depth - 1 :]
-            around.append(loops)
-            loops += 1
+            around.append(len(starts))
+            starts.append(set(_STARTS.findall(match[3])))
         # NOTE: a bundle of one level deeper that stands behind a loop belongs to that loop: the
         # scheduler fills the slots behind a branch.
         depths.append(depth)
         loop_of.append(tuple(around[:depth]))
-        exit_test = _EXIT.search(match[3])
-        if exit_test and around[:depth]:
-            trips[around[depth - 1]] = int(exit_test[1])
+        if not around[:depth]:
+            continue
+        loop = around[depth - 1]
+        exit_test, back = _EXIT.search(match[3]), _BACK.search(match[3])
+        compared |= {(loop, name): int(least) for name, least in _COMPARED.findall(match[3])}
+        if exit_test:
+            trips[loop] = int(exit_test[1])
+        elif back and back[2] in starts[loop] and (loop, back[1]) in compared:
+            trips.setdefault(loop, compared[loop, back[1]])
     if not depths:
         raise BundleError("no bundles in this text: it is not a final schedule")
     total = 0

@@ -1,0 +1,51 @@
+"""Counting the bundles of a kernel's schedule."""
+
+from __future__ import annotations
+
+import pytest
+
+from tpu import bundles
+
+SCHEDULE = """
+LE: loop exit
+     0   :  { %s1 = smov 0 }
+   0x1   :  { %s2 = smov 0 }
+   0x2 LB: > { %s3_s4 = sphi %s1, %s5 } /* Start region 7 :: Start region 8 */
+   0x3   : > { %p9_p0 = scmp.ge.s32.totalorder %s3_s4, 99 }
+   0x4   : > { %20 = sbr.rel (%p9_p0) target = $region6 }
+   0x5 LB: >> { %v1 = vld [vmem:[%s2] sm:$0xf] } /* Start region 30 :: Start region 31 */
+   0x6   : >> { %p9_p1 = scmp.ge.s32.totalorder %s6_s7, 3 }
+   0x7   : >> { %21 = sbr.rel (!%p9_p1) target = $region30 }
+   0x8   : > { %p10_p2 = scmp.ge.s32.totalorder %s5_s8, 10 /* loop exit test */ }
+   0x9   : > { %22 = sbr.rel (!%p10_p2) target = $region7 }
+   0xa   :  { %s11 = smov 0 }
+"""
+
+
+def test_bundles_count_as_often_as_their_loops_run():
+    assert bundles.cycles(SCHEDULE) == 3 + 10 * (5 + 3 * 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (" 3 }", " %s99 }"),  # a bound that depends on data
+        ("(!%p9_p1) target = $region30", "(!%p9_p1) target = $region5"),  # no branch back
+    ],
+)
+def test_a_loop_without_a_bound_is_refused(change):
+    with pytest.raises(bundles.BundleError, match=r"loop 1 around bundle 5: .* not a constant"):
+        bundles.cycles(SCHEDULE.replace(*change))
+
+
+def test_what_is_no_schedule_is_refused():
+    with pytest.raises(bundles.BundleError, match="no bundles"):
+        bundles.cycles("HloModule jit_step\n")
+
+
+def test_the_kernel_is_found_among_the_files(tmp_path):
+    (tmp_path / "1-my_kernel.4-00-schedule-analysis_final_bundles.txt").write_text("")
+    (tmp_path / "1-my_kernel.4-01-final_bundles.txt").write_text(SCHEDULE)
+    assert bundles.of_kernel(tmp_path, ["my_kernel.2", "my_kernel.4"]) == 143
+    with pytest.raises(bundles.BundleError, match=r"my_kernel\.5"):
+        bundles.of_kernel(tmp_path, ["my_kernel.5"])
