@@ -40,7 +40,7 @@ MODEL = DecoderConfig(
 RATES: dict[str, tuple[type, tuple[float, ...]]] = {
     "adafactor": (Adafactor, (0.01, 0.03, 0.1)),
     "adamw": (AdamW, (0.001, 0.003, 0.01)),
-    "muon": (Muon, (0.001, 0.003, 0.01)),
+    "muon": (Muon, (0.001, 0.003, 0.01, 0.03)),
 }
 
 
@@ -72,7 +72,7 @@ def run(output: Path, streams: Any, name: str, rate: float, steps: int, seed: in
         steps=steps,
         eval_every=steps,
         eval_batches=64,
-        checkpoint_every=steps,
+        checkpoint_every=max(steps // 4, 1),
         optimizer=kind(schedule),
         clip_norm=1.0,
         seed=seed,

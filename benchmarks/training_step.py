@@ -159,7 +159,8 @@ def main() -> None:
         "adafactor": Adafactor(Constant(1e-2), min_dim_to_factor=1),
         "adamw": AdamW(Constant(1e-4), beta2=0.999, weight_decay=0.01),
     }[options.optimizer]
-    torch.set_num_threads(os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
     found = compare(
         NAMED[options.model],
         optimizer,
@@ -178,7 +179,7 @@ def main() -> None:
     )
     print(
         f"{options.model}, {options.optimizer}, {options.dtype}, {options.rows} rows of "
-        f"{options.inputs}/{options.targets}, {options.steps} steps, {os.cpu_count()} cores"
+        f"{options.inputs}/{options.targets}, {options.steps} steps, {cores} cores"
     )
     medians = {name: statistics.median(seconds[2:]) for name, (_, seconds) in found.items()}
     for name, (losses, _) in found.items():
