@@ -6,7 +6,8 @@
 
 Choices
 - Pairs of all lengths are packed into rows of one shape, told apart by segment ids: few compiled
-  programs, little padding, and a pair's value does not depend on what it shares a row with.
+  programs, little padding, and a pair's value does not depend on what it shares a row with. Rows
+  are no longer, and batches no larger, than what is asked at once has use for.
 - The vocabulary's logits are computed where a continuation stands and nowhere else: the positions
   to be answered are a side of their own in the packing.
 - Pairs that differ in the last token only (multiple choice by letters) are computed once.
@@ -63,9 +64,9 @@ class InferenceConfig:
       model: whatever `models.weights.load` takes: a directory, a training run, a hub name.
       vocabulary: its tokenizer, where none lies beside it: a SentencePiece file, "bytes", a corpus,
         or a directory with a Hugging Face tokenizer.
-      row_length: positions of a packed row, and the most that the model sees at once (of a model
-        with learned positions never more than it has).
-      batch_rows: rows of a batch, over all of this process's devices.
+      row_length: positions of a packed row, at most, and the most that the model sees at once (of
+        a model with learned positions never more than it has).
+      batch_rows: rows of a batch, at most, over all of this process's devices.
       dtype: of the parameters and the computation; log-likelihoods are float32 in either case.
       fsdp, tensor: mesh axes; the devices that remain are data-parallel.
       infill: ask a T5 as its pretraining by span corruption did: the context ends with the first
@@ -275,12 +276,7 @@ class Inference:
     def _ask(self, windows: Windows, candidates: int) -> tuple[np.ndarray, np.ndarray]:
         """Answers at the positions of the last side: float32 and bool [positions, candidates]."""
         lengths = windows.lengths
-        row_lengths = [self.config.row_length] * lengths.shape[1]
-        # Places for answers: their share of the rows, with some room, so that neither side waits.
-        share = lengths[:, -1].sum() / max(lengths[:, 0].sum(), 1)
-        wanted = max(min(1.1 * share, 1.0) * self.config.row_length, lengths[:, -1].max(initial=1))
-        row_lengths[-1] = min(_STEP * math.ceil(wanted / _STEP), self.config.row_length)
-        packed = packing.pack(lengths, row_lengths)
+        packed = packing.pack(lengths, row_lengths(lengths, self.config.row_length))
         rows = packed.fill(windows)
         if not self.is_t5:
             begins = np.repeat(packed.starts[:, 0], windows.sides[-1].lengths)
@@ -299,7 +295,7 @@ class Inference:
 
         from models import partitioning
 
-        size = self.config.batch_rows
+        size = self._batch_size(count)
         sharding = partitioning.batch_sharding(self._mesh)
         program = self._program(what)
         flying: collections.deque[tuple[Any, int]] = collections.deque()
@@ -319,6 +315,12 @@ class Inference:
             while flying:
                 land()
         return found
+
+    def _batch_size(self, rows: int) -> int:
+        """`batch_rows`, or for fewer rows the least that suits the devices, of a few sizes."""
+        parts = math.prod(self._mesh.shape[axis] for axis in ("data", "fsdp"))
+        each = max(math.ceil(rows / parts), 1)
+        return min(self.config.batch_rows, parts << (each - 1).bit_length())
 
     def _program(self, what: tuple[str, Any]) -> Any:
         if what not in self._programs:
@@ -440,6 +442,29 @@ class Inference:
             raise ValueError("an empty prompt: a decoder-only model needs a token to begin with.")
         self.cut += len(prompt) > room
         return list(prompt)[-room:]
+
+
+def row_lengths(lengths: np.ndarray, most: int) -> list[int]:
+    """Lengths of the rows that windows are packed into.
+
+    Args:
+      lengths: int64 [windows, sides], at least one side; the answers belong to the last.
+      most: positions of a row.
+
+    Returns:
+      One length a side: twice the longest window, which wastes little in packing and less in
+      attention than longer rows, of a few sizes.
+    """
+    rows = []
+    for longest in lengths.max(axis=0, initial=1).tolist():
+        steps = math.ceil(2 * longest / _STEP)
+        rows.append(min(_STEP << (steps - 1).bit_length(), most))
+    # Places for answers: their share of the rows, with some room, so that neither side waits.
+    share = lengths[:, -1].sum() / max(lengths[:, 0].sum(), 1)
+    places = max(share, min(1.1 * share, 1.0)) * rows[0]
+    wanted = max(places, lengths[:, -1].max(initial=1))
+    rows[-1] = min(_STEP * math.ceil(wanted / _STEP), most)
+    return rows
 
 
 def _answers(model: Any, candidates: int, params: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:

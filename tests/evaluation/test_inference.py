@@ -104,11 +104,19 @@ def test_every_pair_has_the_plain_models_likelihood(model):
 def test_batches_rows_and_neighbours_change_nothing(model, small_decoder, small_model):
     path = small_model if model.is_t5 else small_decoder
     found, _ = model.log_likelihoods(PAIRS)
-    for settings in ({"batch_rows": 16}, {"row_length": 256}):
+    for settings in ({"batch_rows": 16}, {"batch_rows": 24, "row_length": 256}):
         other = inference.load(config_of(path, **settings))
         np.testing.assert_allclose(other.log_likelihoods(PAIRS)[0], found, rtol=1e-5)
     reversed_, _ = model.log_likelihoods(PAIRS[::-1])
     np.testing.assert_allclose(reversed_[::-1], found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("longest, expected", [(1, 128), (64, 128), (65, 256), (600, 1024)])
+def test_rows_have_room_for_two_of_the_longest_where_there_is_any(longest, expected):
+    lengths = np.array([[longest, 1], [longest // 2, longest // 2]])
+    rows = inference.row_lengths(lengths, 1024)
+    assert rows[0] == expected and rows[1] <= rows[0]
+    assert (lengths <= rows).all()
 
 
 def test_pairs_that_share_all_but_the_last_token_share_a_computation(model):
