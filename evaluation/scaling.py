@@ -4,8 +4,13 @@
     fit.at(10 * sizes[-1]), fit.size_of(loss)
 
 Choices
-- L(N) = E + A N^-a for every curve (a sampler's losses over model sizes, or over tokens seen), with
-  an exponent that all curves share: with three sizes a curve of its own could be bent to anything.
+- L(N) = E + A N^-a for every sampler's losses over model sizes, with an exponent that all of them
+  share: with three sizes a curve of its own could be bent to anything.
+- What is extrapolated is the size of the model, at the number of steps that was trained. Data is
+  not: a training curve is no L(D). Its points before the last were never annealed, and going on
+  would read a small selection again and again, which the part that was seen says nothing of. Who
+  wants L(D) trains for several numbers of steps, each with its own schedule; `fit_power_laws` fits
+  their last losses over tokens as it does those over sizes.
 - Given the exponent the rest is linear: the exponent is searched for, the rest solved for exactly,
   with E and A not negative. No starting values, and thousands of resampled fits in a second.
 - Over-scaling is paper A's: 100 means as good as the next size of model. It is a ratio, and blows
@@ -54,7 +59,7 @@ def fit_power_laws(sizes: np.ndarray, losses: np.ndarray) -> PowerLaws:
     """Least squares over all curves of a draw.
 
     Args:
-      sizes: [sizes], of models in parameters, or of data in tokens.
+      sizes: [sizes], of models in parameters, or of data in tokens: see the choices above.
       losses: float64 [..., curves, sizes], nats per token; NaN where a curve has no such point.
 
     Raises:
