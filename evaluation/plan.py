@@ -152,7 +152,9 @@ class _Planner:
         slots: int = 1,
     ) -> None:
         seconds = cost * _COSTS.get(name.partition("/")[0], _COST)
-        self.stages.append(Stage(name, tuple(argv), result, tuple(needs), seconds, slots))
+        self.stages.append(
+            Stage(name, tuple(argv), result, tuple(dict.fromkeys(needs)), seconds, slots)
+        )
 
     def _maker(self, path: str) -> list[str]:
         """The stage that makes what is at `path`; none where it was there before the study."""
@@ -262,8 +264,8 @@ class _Planner:
         if item.command == "score":
             settings["Score.compilation_cache"] = self._at("compiled")
         argv = command(f"pruning {item.command}", item.recipe, settings)
-        needs = dict.fromkeys(self._needs(*given.values()))
-        self._add(f"{item.command}/{name}", argv, f"{output}/{MANIFEST}", tuple(needs))
+        needs = self._needs(*given.values())
+        self._add(f"{item.command}/{name}", argv, f"{output}/{MANIFEST}", needs)
         self._asked.pop()
         self.inputs[name] = output
         return output
@@ -343,8 +345,7 @@ class _Planner:
             "SEED": cell.seed,
         }
         argv = command("pruning select", sampler.recipe, settings)
-        needs = dict.fromkeys(self._needs(*given.values()))
-        self._add(f"select/{cell.name}", argv, f"{output}/{MANIFEST}", tuple(needs))
+        self._add(f"select/{cell.name}", argv, f"{output}/{MANIFEST}", self._needs(*given.values()))
         return output
 
     def _train(
@@ -374,8 +375,7 @@ class _Planner:
             settings[f"{evaluation}/Stream.seed"] = 0  # the same examples for every seed
         argv = command("train", recipe, settings)
         wanted = [path for item in evaluations.values() for path in item.values()]
-        needs = self._needs(corpus, selection, *wanted)
-        self._add(name, argv, f"{output}/result.json", dict.fromkeys(needs))
+        self._add(name, argv, f"{output}/result.json", self._needs(corpus, selection, *wanted))
 
 
 def _cells(config: StudyConfig) -> list[Cell]:
