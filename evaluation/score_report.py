@@ -22,11 +22,8 @@ Choices
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +32,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from evaluation import agreement
+from evaluation import agreement, shown
 from evaluation.agreement import Agreement
 from pruning import artefact, progress, randomness
 from pruning.artefact import Artefact, ArtefactError
@@ -111,7 +108,7 @@ def run(config: ScoreReportConfig) -> list[str]:
     output = epath.Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     for name, rows in (("agreement", _pairs(table)), ("deciles", _decile_rows(described))):
-        artefact.write_text(output / f"{name}.csv", _csv(rows))
+        artefact.write_text(output / f"{name}.csv", shown.table(rows))
     text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
     artefact.write_text(output / "report.json", text)
     artefact.write_text(output / "index.html", _page(described, table))
@@ -208,7 +205,8 @@ def describe(config: ScoreReportConfig, found: Found, table: Agreement) -> dict[
             }
         )
     wanted = {e for score in scores for decile in score["deciles"] for e in decile["examples"]}
-    texts = _texts(found.corpus, np.asarray(sorted(wanted), np.int64))
+    documents = shown.documents(found.corpus.artefact, np.asarray(sorted(wanted), np.int64))
+    texts = {doc_id: document["text"] for doc_id, document in documents.items()}
     lengths = dict(zip(found.doc_ids.tolist(), found.columns[LENGTH].tolist(), strict=True))
     for score in scores:
         known = dict(
@@ -276,23 +274,6 @@ def deciles(
     return found
 
 
-def _texts(corpus: Corpus, doc_ids: np.ndarray) -> dict[int, str]:
-    """The texts of some documents; reads the row groups that hold them."""
-    found: dict[int, str] = {}
-    for shard in np.unique(doc_ids >> 32).tolist():
-        rows = doc_ids[doc_ids >> 32 == shard] & 0xFFFF_FFFF
-        with corpus.artefact.parquet(shard) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            ends = np.cumsum(sizes)
-            groups = np.searchsorted(ends, rows, side="right")
-            for group in np.unique(groups).tolist():
-                text = file.read_row_group(group, columns=["text"])["text"]
-                for row in rows[groups == group].tolist():
-                    at = row - int(ends[group]) + sizes[group]
-                    found[(shard << 32) + row] = text[at].as_py()
-    return found
-
-
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -321,12 +302,6 @@ def _decile_rows(described: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
             yield (score["name"], *(decile[name] for name in names))
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
-    sink = io.StringIO()
-    csv.writer(sink, lineterminator="\n").writerows(rows)
-    return sink.getvalue()
-
-
 def _page(described: Mapping[str, Any], table: Agreement) -> str:
     import jinja2
 
@@ -341,7 +316,7 @@ def _page(described: Mapping[str, Any], table: Agreement) -> str:
         "number": lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         "short": lambda value: "–" if value is None else f"{value:.2f}".replace("-", "−"),
         "shade": _shade,
-        "printable": _printable,
+        "printable": shown.printable,
     }
     environment.filters |= filters
     panels = [
@@ -360,13 +335,3 @@ def _shade(value: float | None) -> str:
         return ""
     colour = "var(--more)" if value > 0 else "var(--less)"
     return f"background: color-mix(in srgb, {colour} {min(abs(value), 1):.0%}, transparent)"
-
-
-def _printable(text: str) -> str:
-    """Text in which control and direction-changing characters are marks; lines and tabs stay."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text
-    )

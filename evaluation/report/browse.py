@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation import shown
 from evaluation.plan import FULL
 from evaluation.report.results import Results
 
@@ -31,11 +32,11 @@ def data(results: Results) -> dict[str, Any]:
     seed = min(seed for _, _, seed in results.kept)
     return {
         "pool": len(pool.doc_id),
-        "text": [printable(text) for text in sample.text],
+        "text": [shown.printable(text) for text in sample.text],
         "cut": _bits(sample.cut),
-        "place": [printable(text) for text in sample.place],
+        "place": [shown.printable(text) for text in sample.place],
         "source": [place[name] for name in sources],
-        "sources": [printable(kind) for kind in kinds],
+        "sources": [shown.printable(kind) for kind in kinds],
         "tokens": pool.n_tokens[rows].tolist(),
         "scores": [
             {"title": score.title, "axis": score.axis, "values": _digits(score.values[rows])}
@@ -58,22 +59,6 @@ def inert(value: Any) -> str:
     return text
 
 
-def printable(text: str) -> str:
-    """Text in which control and direction-changing characters are marks; lines and tabs stay."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character
-        if character in "\n\t" or character.isprintable() or character in _SPACES
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text
-    )
-
-
-# What isprintable() refuses though it harms nobody: spaces of all widths.
-_SPACES = frozenset("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000")
-
-
 def _bits(values: np.ndarray) -> str:
     return "".join("1" if value else "0" for value in values.tolist())
 
@@ -92,7 +77,7 @@ def _shaded(results: Results) -> dict[str, Any]:
     edges = np.quantile(every, np.arange(1, LEVELS) / LEVELS) if len(every) else np.zeros(0)
     return {
         str(row): {
-            "pieces": [printable(piece) for piece in pieces],
+            "pieces": [shown.printable(piece) for piece in pieces],
             "levels": "".join(
                 "-" if np.isnan(value) else str(level)
                 for value, level in zip(values, np.searchsorted(edges, values), strict=True)

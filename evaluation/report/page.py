@@ -12,19 +12,17 @@ Choices
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluation import agreement, bootstrap
+from evaluation import agreement, bootstrap, shown
 from evaluation.plan import FULL
 from evaluation.report import browse, charts, comparison, words
 from evaluation.report.charts import Chart, Palette, Window
@@ -51,7 +49,7 @@ def write(results: Results, directory: Path) -> Path:
     palette = Palette({sampler.name: sampler.title for sampler in results.samplers})
     table = _agreement(results)
     for name, rows in _tables(results, cells, table, sizes).items():
-        artefact.write_text(directory / f"{name}.csv", _csv(rows))
+        artefact.write_text(directory / f"{name}.csv", shown.table(rows))
     page = (
         _environment(palette)
         .get_template("page.html")
@@ -450,12 +448,6 @@ def _tables(
     }
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
-    sink = io.StringIO()
-    csv.writer(sink, lineterminator="\n").writerows(rows)
-    return sink.getvalue()
-
-
 # --------------------------------------------------------------------------------------------------
 # The template's words
 
@@ -475,7 +467,7 @@ def _environment(palette: Palette) -> Any:
         "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
         "flops": lambda value: f"{value:.2g}",
         "size": lambda value: f"{value / 1e6:.2f}M" if np.isfinite(value) else "∞",
-        "printable": browse.printable,
+        "printable": shown.printable,
     }
     environment.globals["marker"] = lambda sampler: _marker(palette, sampler)
     return environment

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from etils import epath
 
-from evaluation import perplexity, record
+from evaluation import perplexity, record, shown
 from evaluation.plan import FULL, PLAN, Cell
 from evaluation.report.results import (
     Cost,
@@ -233,7 +232,7 @@ def _examples(score: Score, corpus: Artefact, pool: Pool, each: int = 2) -> tupl
         drawn = members[np.argsort(randomness.hashed(0, pool.doc_id[members]))[:each]]
         in_order = drawn[np.argsort(score.values[drawn], kind="stable")]
         chosen += [(decile, int(row)) for row in in_order]
-    texts = _texts(corpus, pool.doc_id[[row for _, row in chosen]])
+    texts = shown.documents(corpus, pool.doc_id[[row for _, row in chosen]])
     return tuple(
         Example(
             decile=decile,
@@ -264,7 +263,7 @@ def _sample(corpus: Artefact, pool: Pool, documents: int, token_values: Artefact
     draws = randomness.hashed(1, pool.doc_id)
     rows = np.argsort(draws, kind="stable")[:documents]
     longest = min(EXAMPLE_LENGTH, max(SAMPLE_BYTES // max(len(rows), 1), 160))
-    found = _texts(corpus, pool.doc_id[rows])
+    found = shown.documents(corpus, pool.doc_id[rows])
     documents_found = [found[int(doc_id)] for doc_id in pool.doc_id[rows]]
     return Sample(
         rows=rows,
@@ -295,26 +294,6 @@ def _tokens(
             if nll:
                 pieces = corpus.vocabulary.pieces(tokens[: len(nll)].tolist())
                 found[place] = pieces, np.asarray(nll, np.float64)  # None becomes NaN
-    return found
-
-
-def _texts(corpus: Artefact, doc_ids: np.ndarray) -> dict[int, dict[str, str]]:
-    """Text and address of some documents, by doc_id; reads the row groups that hold them."""
-    found: dict[int, dict[str, str]] = {}
-    for shard in np.unique(doc_ids >> 32).tolist():
-        wanted = doc_ids[doc_ids >> 32 == shard]
-        with corpus.parquet(shard) as file:
-            columns = [
-                name for name in ("doc_id", "text", "url") if name in file.schema_arrow.names
-            ]
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            ends = np.cumsum(sizes)
-            for group in np.unique(
-                np.searchsorted(ends, wanted & 0xFFFFFFFF, side="right")
-            ).tolist():
-                table = file.read_row_group(group, columns=columns)
-                mask = pc.is_in(table["doc_id"], pa.array(wanted))
-                found |= {row["doc_id"]: row for row in table.filter(mask).to_pylist()}
     return found
 
 

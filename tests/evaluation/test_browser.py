@@ -21,6 +21,7 @@ from evaluation.report.results import (
     Sampler,
     Score,
 )
+from evaluation.shown import printable
 
 sys.path.insert(0, str(Path(__file__).parent))
 import headless
@@ -197,7 +198,7 @@ def test_hostile_text_runs_nothing_and_is_shown_as_it_is(clean):
     for place, text in enumerate(HOSTILE):
         clean.evaluate(f"document.querySelectorAll('#rows button')[{place}].click()")
         shown = clean.evaluate("document.querySelector('#reader pre:not(.shaded)').textContent")
-        assert shown == browse.printable(text)
+        assert shown == printable(text)
     assert clean.evaluate("window.hurt === undefined")
     assert clean.evaluate("document.querySelectorAll('img, iframe, #reader svg').length") == 0
     requests = [entry for entry in clean.log if entry.startswith("request: ")]

@@ -13,9 +13,10 @@ import pytest
 from evaluation import study
 from evaluation.perplexity import Losses
 from evaluation.record import Record
-from evaluation.report import ReportConfig, browse, charts, comparison, reading, words
+from evaluation.report import ReportConfig, charts, comparison, reading, words
 from evaluation.report import run as write_report
 from evaluation.report.results import Cost, Curve, Evaluation, Run, Sampler
+from evaluation.shown import printable
 
 # --------------------------------------------------------------------------------------------------
 # Comparisons
@@ -282,7 +283,7 @@ def test_an_inlined_chart_shares_nothing_with_its_neighbours(tmp_path):
 
 
 def test_text_that_plays_tricks_is_marked():
-    assert browse.printable("a\tb\nc\u202edone\x00\x1b[31m") == "a\tb\nc\ufffddone\ufffd\ufffd[31m"
+    assert printable("a\tb\nc\u202edone\x00\x1b[31m") == "a\tb\nc\ufffddone\ufffd\ufffd[31m"
 
 
 # --------------------------------------------------------------------------------------------------
