@@ -245,8 +245,9 @@ def sizes(
 ) -> Sizes | None:
     """Compares the sizes of the model; None where the study has one only.
 
-    Draws are of documents, and of how a training goes: where a size has fewer seeds than the
-    study's own, each point moves by the spread that the seeds of the own size have.
+    Draws are of documents, and of how trainings go: what moves all trainings of a seed together
+    moves all points of a size, the rest each point by itself. Both are as large as the seeds of the
+    study's own size tell, over the root of how many seeds a point has.
 
     Args:
       beyond: how many times the largest size is extrapolated to.
@@ -260,8 +261,11 @@ def sizes(
         if run.sampler == FULL or run.keep_rate == keep_rate:
             groups.setdefault((run.sampler, run.parameters), []).append(run)
     names = [FULL, *dict.fromkeys(name for name, _ in groups if name != FULL)]
-    noise = _spread([group for (_, size), group in groups.items() if size == own], evaluation)
+    shared, rest = _spread(
+        [group for (_, size), group in groups.items() if size == own], evaluation
+    )
     generator = np.random.default_rng(seed)
+    together = generator.normal(0, shared, (len(parameters), bootstrap.RESAMPLES))
     losses = np.full((bootstrap.RESAMPLES, len(names), len(parameters)), np.nan)
     values = np.full(losses.shape[1:], np.nan)
     for (name, size), group in groups.items():
@@ -269,8 +273,8 @@ def sizes(
         found = _mean([run.losses[evaluation] for run in group])
         values[place] = found.per_token
         drawn = bootstrap.ratios(found.nats[None], found.tokens[None])[0]
-        moved = generator.normal(0, noise / len(group) ** 0.5, len(drawn))
-        losses[:, *place] = drawn + moved
+        moved = together[place[1]] + generator.normal(0, rest, len(drawn))
+        losses[:, *place] = drawn + moved / len(group) ** 0.5
 
     here = parameters.index(own)
     over: dict[str, Estimate] = {}
@@ -329,11 +333,20 @@ def mean_over_scaling(found: Sequence[Sizes], sampler: str) -> Estimate | None:
     return Estimate(value, value - below, value + above)
 
 
-def _spread(groups: Sequence[Sequence[Run]], evaluation: str) -> float:
-    """Standard deviation between the seeds of a cell, pooled over cells; 0 with one seed."""
+def _spread(groups: Sequence[Sequence[Run]], evaluation: str) -> tuple[float, float]:
+    """Standard deviations of one training: of what the trainings of a seed share, and of the rest.
+
+    Where the cells have not all the same seeds the two cannot be told apart, and all is the rest;
+    with one seed nothing is known, and both are 0.
+    """
     squares, freedom = 0.0, 0
     for group in groups:
         values = np.array([run.losses[evaluation].per_token for run in group])
         squares += float(((values - values.mean()) ** 2).sum())
         freedom += len(values) - 1
-    return (squares / freedom) ** 0.5 if freedom else 0.0
+    if not freedom:
+        return 0.0, 0.0
+    error = _seed_error(groups, evaluation)
+    if error is None:
+        return 0.0, (squares / freedom) ** 0.5
+    return max(squares / freedom - error.variance, 0.0) ** 0.5, error.variance**0.5

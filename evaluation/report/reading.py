@@ -107,7 +107,7 @@ def read(study: epath.PathLike, documents: int = 2000) -> Results:
         sampler_costs={
             run["sampler"]: _together(f"select/{_cell(run)}", costs, places["needs"])
             for run in places["runs"]
-            if run["sampler"] != FULL
+            if run["sampler"] != FULL and not run["size"]
         },
         training_cost=costs[f"train/{_cell(places['runs'][0])}"],
         sizes={name: item["title"] for name, item in config["sizes"].items()},
