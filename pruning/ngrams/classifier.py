@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pruning import derived, progress, randomness
 from pruning.artefact import Artefact, ArtefactError, config_of
+from pruning.corpus import doc_ids, rows_of, shards_of
 from pruning.ngrams import linear, passes
 from pruning.ngrams.hashing import SCHEME, Features, NGrams, hashed_ngrams
 from pruning.ngrams.linear import Bags, Linear
@@ -118,7 +119,7 @@ def train(config: ClassifierConfig, texts: Texts, good: Texts) -> tuple[Linear, 
     def draws_of_others(ids: np.ndarray) -> np.ndarray:
         if not (in_corpus and len(ids)):
             return draws(ids)
-        taken = np.isin(ids & 0xFFFF_FFFF, good.rows(int(ids[0]) >> 32))
+        taken = np.isin(rows_of(ids), good.rows(int(shards_of(ids[0]))))
         return np.where(taken, np.inf, draws(ids))
 
     bags, labels, held_out = [], [], []
@@ -128,7 +129,7 @@ def train(config: ClassifierConfig, texts: Texts, good: Texts) -> tuple[Linear, 
                 for batch in source.read(shard, rows):
                     bags.append(Bags.of(hashed_ngrams(batch, config.features)))
                     task.advance(len(batch))
-                ids = (np.int64(shard) << 32) + rows
+                ids = doc_ids(shard, rows)
                 labels.append(np.full(len(rows), label))
                 held_out.append(randomness.uniform(config.seed, ids, _SPLIT) < _HELD_OUT)
     examples, is_good = Bags.join(bags), np.concatenate(labels)

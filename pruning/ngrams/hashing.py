@@ -22,6 +22,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,12 +48,26 @@ class Features:
       buckets: size of the hashed feature space.
     """
 
+    column: ClassVar[str] = "text"  # of the corpus
+    scheme: ClassVar[str] = SCHEME
+
     n: int = 2
     buckets: int = 10_000
 
     def __post_init__(self) -> None:
         if self.n < 1 or not 1 <= self.buckets <= 1 << 32:
             raise ValueError(f"{self} needs n of at least 1, and 1 to 2**32 buckets.")
+
+    @property
+    def size(self) -> int:
+        """Of a model's table."""
+        return self.buckets
+
+    def batches(self, column: pa.Array) -> Iterator[pa.Array]:
+        return batches(column)
+
+    def ngrams(self, documents: pa.Array) -> NGrams:
+        return hashed_ngrams(documents, self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,25 +129,50 @@ def hashed_ngrams(texts: pa.Array | pa.ChunkedArray, features: Features) -> NGra
       ValueError: a text is null.
     """
     words, offsets = _words(texts)
+    return hashed_runs(words, offsets, features.n, features.buckets)
+
+
+def hashed_runs(
+    words: np.ndarray,
+    offsets: np.ndarray,
+    longest: int,
+    buckets: int,
+    first_bucket: int = 0,
+    single: np.ndarray | None = None,
+) -> NGrams:
+    """The hashed n-grams of documents that are runs of hashes already.
+
+    Args:
+      words: uint64 [words], of all documents.
+      offsets: int64 [documents + 1].
+      longest: n-gram.
+      buckets: how many n-grams are hashed into.
+      first_bucket: where they begin.
+      single: int64 [words], buckets of the words alone, where they are not to be hashed.
+
+    Returns:
+      Within a document first its words, then its bigrams, and so on.
+    """
     document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    parts = [(words, document)]
+    if single is None:
+        single = first_bucket + _reduce(words, buckets)
+    parts = [(single, document)]
     grams = words
-    for n in range(2, features.n + 1):
+    for n in range(2, longest + 1):
         # grams[i] starts at word i; it is whole when the word n - 1 further on is of its document.
         grams = mix(grams[:-1] * _NEXT + words[n - 1 :])
         whole = document[: len(grams)] == document[n - 1 :]
-        parts.append((grams[whole], document[: len(grams)][whole]))
+        parts.append((first_bucket + _reduce(grams[whole], buckets), document[: len(grams)][whole]))
     lengths = [np.bincount(owner, minlength=len(offsets) - 1) for _, owner in parts]
     bounds = np.concatenate([[0], np.cumsum(np.sum(lengths, axis=0))]).astype(np.int64)
 
-    buckets = np.empty(bounds[-1], np.int64)
+    found = np.empty(bounds[-1], np.int64)
     start = bounds[:-1].copy()  # where each document's next part goes
-    for (hashes, owner), length in zip(parts, lengths, strict=True):
+    for (places, owner), length in zip(parts, lengths, strict=True):
         first = np.cumsum(length) - length
-        place = np.arange(len(hashes)) + (start - first)[owner]
-        buckets[place] = _reduce(hashes, features.buckets)
+        found[np.arange(len(places)) + (start - first)[owner]] = places
         start += length
-    return NGrams(buckets, bounds)
+    return NGrams(found, bounds)
 
 
 def ngram_hashes(

@@ -7,8 +7,9 @@ Choices
 - Logarithms of counts, of length 1: a word said a hundred times, or a document a hundred times as
   long, says little more. On raw web pages against their main text this found more than the mean
   over all n-grams that fastText takes (AUC 0.968 against 0.947, held out).
-- Convex, by L-BFGS over all training documents: no learning rate, no order of the data, the same
-  model each time.
+- Convex, over all training documents at once: no learning rate, no order of the data, the same
+  model each time. By L-BFGS; for the squared loss by conjugate gradients, with one unknown per
+  document, of which there are far fewer than buckets.
 - The penalty is l2 / (2 documents) * |weights|^2, a prior whose weight does not grow with the
   sample, so that a value found on a small sample serves a large one.
 """
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from scipy import optimize, sparse, special
+from scipy.sparse import linalg
 
 from pruning.ngrams.hashing import SCHEME, Features, NGrams, segment_sums
 
@@ -31,6 +33,18 @@ _ITERATIONS = 200
 
 class LinearError(ValueError):
     """A model cannot be fitted, or does not fit."""
+
+
+class Table(Protocol):
+    """What a model needs to know of its features."""
+
+    scheme: ClassVar[str]
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +63,18 @@ class Bags:
 
     @classmethod
     def of(cls, grams: NGrams) -> Bags:
-        """Counts each document's buckets."""
+        """log(1 + count) of each document's buckets, of length 1."""
+        counts = cls.counted(grams)
+        values = np.log1p(counts.values)
+        norms = np.sqrt(segment_sums(values * values, counts.offsets))
+        lengths = np.diff(counts.offsets)
+        return cls(
+            counts.buckets, (values / np.repeat(norms, lengths)).astype(np.float32), counts.offsets
+        )
+
+    @classmethod
+    def counted(cls, grams: NGrams) -> Bags:
+        """How often each document has its buckets, float64."""
         documents = len(grams.offsets) - 1
         owner = np.repeat(np.arange(documents), grams.lengths)
         keys = np.sort((owner << 32) | grams.buckets)
@@ -57,10 +82,8 @@ class Bags:
         counts = np.diff(first, append=len(keys))
         owner = keys[first] >> 32
         offsets = np.searchsorted(owner, np.arange(documents + 1))
-        values = np.log1p(counts)
-        norms = np.sqrt(segment_sums(values * values, offsets))
         buckets = (keys[first] & 0xFFFFFFFF).astype(np.int32)
-        return cls(buckets, (values / norms[owner]).astype(np.float32), offsets)
+        return cls(buckets, counts.astype(np.float64), offsets)
 
     @classmethod
     def join(cls, parts: list[Bags]) -> Bags:
@@ -71,6 +94,18 @@ class Bags:
             np.concatenate([part.values for part in parts]),
             np.concatenate([[0], np.cumsum(lengths)]),
         )
+
+    def beside(self, other: Bags) -> Bags:
+        """The same documents with the entries of both; the other's buckets are the higher ones."""
+        lengths, more = np.diff(self.offsets), np.diff(other.offsets)
+        offsets = self.offsets + other.offsets
+        buckets = np.empty(offsets[-1], np.int32)
+        values = np.empty(offsets[-1], np.float32)
+        own = np.arange(len(self.buckets)) + np.repeat(other.offsets[:-1], lengths)
+        others = np.arange(len(other.buckets)) + np.repeat(self.offsets[1:], more)
+        buckets[own], values[own] = self.buckets, self.values
+        buckets[others], values[others] = other.buckets, other.values
+        return Bags(buckets, values, offsets)
 
     def take(self, rows: np.ndarray) -> Bags:
         """Some of the documents. rows: bool [documents], or integers."""
@@ -88,11 +123,11 @@ class Linear:
 
     Attributes:
       features: which n-grams.
-      weights: float32 [buckets].
+      weights: float32 [features.size].
       bias: added to every document.
     """
 
-    features: Features
+    features: Table
     weights: np.ndarray
     bias: float
 
@@ -106,7 +141,7 @@ class Linear:
         sink = io.BytesIO()
         np.savez_compressed(
             sink,
-            scheme=np.array(SCHEME),
+            scheme=np.array(self.features.scheme),
             n=np.array(self.features.n),
             weights=self.weights,
             bias=np.array(self.bias),
@@ -115,7 +150,7 @@ class Linear:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Linear:
-        """Raises LinearError when the model belongs to other hashes."""
+        """A model over words. Raises LinearError when it belongs to other hashes."""
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             if (scheme := str(file["scheme"])) != SCHEME:
                 raise LinearError(
@@ -126,7 +161,7 @@ class Linear:
             return cls(features, file["weights"], float(file["bias"]))
 
 
-def fit(bags: Bags, targets: np.ndarray, features: Features, loss: Loss, l2: float) -> Linear:
+def fit(bags: Bags, targets: np.ndarray, features: Table, loss: Loss, l2: float) -> Linear:
     """Fits the model.
 
     Args:
@@ -141,29 +176,49 @@ def fit(bags: Bags, targets: np.ndarray, features: Features, loss: Loss, l2: flo
     targets = np.asarray(targets, np.float64)
     if len(targets) < 2 or np.ptp(targets) == 0:
         raise LinearError(f"{len(targets)} documents with one target teach nothing.")
+    x = bags.matrix(features.size)
+    weights, bias = (_logistic if loss == "logistic" else _squared)(x, targets, l2)
+    return Linear(features, weights.astype(np.float32), bias)
+
+
+def _squared(x: sparse.csr_matrix, targets: np.ndarray, l2: float) -> tuple[np.ndarray, float]:
+    """Ridge regression: one unknown per document, not per bucket.
+
+    The weights are x' a, with (C x x' C + l2) a = C targets and C = 1 - mean.
+    """
+    x = x.astype(np.float64)
+    mean = targets.mean()
+
+    def product(a: np.ndarray) -> np.ndarray:
+        found = x @ (x.T @ (a - a.mean()))
+        return found - found.mean() + l2 * a
+
+    shape = (len(targets), len(targets))
+    operator = linalg.LinearOperator(shape, product, dtype=np.float64)
+    dual, _ = linalg.cg(operator, targets - mean, rtol=1e-6, maxiter=_ITERATIONS)
+    weights = x.T @ (dual - dual.mean())
+    return weights, float(mean - (x @ weights).mean())
+
+
+def _logistic(x: sparse.csr_matrix, targets: np.ndarray, l2: float) -> tuple[np.ndarray, float]:
     count = len(targets)
-    x = bags.matrix(features.buckets)
     transposed = x.T.tocsr()
     penalty = l2 / count
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         weights, bias = parameters[:-1], parameters[-1]
         value = (x @ weights.astype(np.float32)).astype(np.float64) + bias
-        if loss == "logistic":
-            losses = np.logaddexp(0.0, value) - targets * value
-            slope = special.expit(value) - targets
-        else:
-            losses = 0.5 * (value - targets) ** 2
-            slope = value - targets
+        losses = np.logaddexp(0.0, value) - targets * value
+        slope = special.expit(value) - targets
         gradient = transposed @ (slope / count).astype(np.float32)
         total = losses.mean() + 0.5 * penalty * (weights @ weights)
         return total, np.append(gradient + penalty * weights, slope.mean())
 
     found = optimize.minimize(
         objective,
-        np.zeros(features.buckets + 1),
+        np.zeros(x.shape[1] + 1),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": _ITERATIONS},
     )
-    return Linear(features, found.x[:-1].astype(np.float32), float(found.x[-1]))
+    return found.x[:-1], float(found.x[-1])

@@ -16,14 +16,16 @@ import pyarrow as pa
 
 from pruning import artefact, derived, parallel, progress
 from pruning.artefact import Artefact, Build
-from pruning.corpus import Corpus, load_corpus
-from pruning.ngrams.hashing import Features, NGrams, batches, hashed_ngrams
+from pruning.corpus import Corpus, doc_ids, load_corpus
+from pruning.ngrams.hashing import Features, NGrams, hashed_ngrams
+from pruning.ngrams.pieces import Pieces
 from pruning.parts import Parts
 from pruning.scorers import EMPTY, Column
 from pruning.scoring.batches import STATUSES
 from pruning.selection import Selection, load_selection
 
 _READ = 4096  # documents at a time
+_TEXT = Features()
 
 Values = Callable[[NGrams], Mapping[str, np.ndarray]]
 """The columns of some documents, float64 [documents] each. Crosses to other processes."""
@@ -58,15 +60,17 @@ class Texts:
             return np.arange(self.corpus.documents(shard))
         return self.within.rows(shard)
 
-    def read(self, shard: int, rows: np.ndarray) -> Iterator[pa.Array]:
-        """The texts of some rows (ascending) of a shard, a few documents at a time."""
+    def read(
+        self, shard: int, rows: np.ndarray, features: Features | Pieces = _TEXT
+    ) -> Iterator[pa.Array]:
+        """What the features are made of in some rows (ascending) of a shard, a few at a time."""
         first = 0
-        for batch in self.corpus.iter_batches(shard, ["text"], _READ):
+        for batch in self.corpus.iter_batches(shard, [features.column], _READ):
             begin, end = np.searchsorted(rows, [first, first + batch.num_rows])
             inside = rows[begin:end] - first
             first += batch.num_rows
             if len(inside):
-                yield from batches(batch.column(0).take(pa.array(inside)))
+                yield from features.batches(batch.column(0).take(pa.array(inside)))
 
 
 def count(build: Build, name: str, texts: Texts, features: Features, workers: int) -> np.ndarray:
@@ -102,7 +106,7 @@ def _count_shard(
 def score(
     build: Build,
     texts: Texts,
-    features: Features,
+    features: Features | Pieces,
     values: Values,
     columns: Mapping[str, Column],
     workers: int,
@@ -120,7 +124,7 @@ def score(
 def _score_shard(
     build: Build,
     texts: Texts,
-    features: Features,
+    features: Features | Pieces,
     values: Values,
     columns: Mapping[str, Column],
     shard: int,
@@ -131,8 +135,8 @@ def _score_shard(
     rows = texts.rows(shard)
     found: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     lengths: list[np.ndarray] = []
-    for batch in texts.read(shard, rows):
-        grams = hashed_ngrams(batch, features)
+    for batch in texts.read(shard, rows, features):
+        grams = features.ngrams(batch)
         for name, column in values(grams).items():
             found[name].append(column)
         lengths.append(grams.lengths)
@@ -157,7 +161,7 @@ def sample(
     found = []
     for shard in range(texts.corpus.num_shards):
         rows = texts.rows(shard)
-        draw = draws((np.int64(shard) << 32) + rows)
+        draw = draws(doc_ids(shard, rows))
         some = np.isfinite(draw)
         found.append((np.full(some.sum(), shard), rows[some], draw[some]))
     shards, rows, draw = (np.concatenate(column) for column in zip(*found, strict=True))

@@ -166,7 +166,7 @@ def run(config: DistillEncoderConfig) -> Artefact:
     found = pupil.predict(np.flatnonzero(lessons.held_out))
     truth = lessons.targets[lessons.held_out]
     with build.shard(0) as writer:
-        ids = _ids(lessons)[lessons.held_out]
+        ids = lessons.ids[lessons.held_out]
         writer.write({"doc_id": ids, "teacher": truth, "student": found})
         writer.measured = {"seconds": time.perf_counter() - started}
     weights.save(build.path, pupil.model, pupil.params)
@@ -179,10 +179,6 @@ def run(config: DistillEncoderConfig) -> Artefact:
 
 
 _PLACES = ("class", "corpus", "teacher", "output")
-
-
-def _ids(lessons: Lessons) -> np.ndarray:
-    return np.concatenate([(np.int64(k) << 32) + rows for k, rows in enumerate(lessons.rows)])
 
 
 class Pupil:

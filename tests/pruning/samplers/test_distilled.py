@@ -37,6 +37,7 @@ def world(tmp_path, write):
 
 def config_of(world, name, **settings):
     path = world[0]
+    settings = {"n": 4, "l2": (0.1, 1.0)} | settings  # tokens are bytes here
     return DistillConfig(
         str(path / "corpus"), str(path / "teacher"), str(path / name), workers=1, **settings
     )
@@ -68,6 +69,27 @@ def test_lessons_are_the_teachers_documents(world):
     few = Lessons.of(corpus, teacher, "ask_llm_ratio", 100, seed=0)
     assert len(few.targets) == 100
     assert set(np.round(few.targets, 6)) <= set(np.round(lessons.targets, 6))
+
+
+def test_the_student_reads_what_the_teacher_read(tmp_path, write, column):
+    """Beginnings that tell everything, endings that tell nothing and are longer."""
+    random = np.random.default_rng(0)
+    share = random.random(600)
+    begun = ["".join(random.choice(["a", "b"], 20, p=[p, 1 - p])) for p in share]
+    ended = ["".join(random.choice(list("abcdefgh"), 400)) for _ in share]
+    corpus = write.corpus(tmp_path / "corpus", [[a + b for a, b in zip(begun, ended, strict=True)]])
+    truth = np.array([text.count("a") for text in begun], np.float32)
+    cut = np.full(600, 400, np.int32)
+    write.scores(tmp_path / "teacher", corpus, {"taste": [truth], "truncated_tokens": [cut]})
+    config = DistillConfig(
+        str(tmp_path / "corpus"), str(tmp_path / "teacher"), str(tmp_path / "student"), workers=1,
+        score="column:taste", n=1,
+    )  # fmt: skip
+    scores = distilled.run(config)
+    assert scores.manifest.summary["tokens"] == 20
+    assert scores.manifest.summary["spearman"] > 0.99
+    whole = dataclasses.replace(config, output=str(tmp_path / "whole"), tokens=420)
+    assert distilled.run(whole).manifest.summary["spearman"] < 0.9
 
 
 def test_agreement():
