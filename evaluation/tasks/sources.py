@@ -24,6 +24,8 @@ from typing import Any
 
 from etils import epath
 
+from pruning.sources.tfds import libraries
+
 Example = dict[str, Any]
 
 TFDS = "tfds:"
@@ -403,12 +405,7 @@ _VERSIONS = {"glue": "1.0.0", "super_glue": "1.0.2", "squad": "3.0.0", "cnn_dail
 
 @functools.lru_cache(maxsize=8)
 def _builder(name: str, data: str) -> Any:
-    try:
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise SourceError(f"{data} needs TensorFlow Datasets: install winnow-lm[seqio].") from error
-    tf.config.set_visible_devices([], "GPU")
+    _, tfds = libraries()
     root = epath.Path(data.removeprefix(TFDS)).expanduser() / name
     # T5's version where it is there; else the newest, which TFDS has shown to hold the same rows.
     version = root / _VERSIONS.get(name.split("/")[0], "")
@@ -425,15 +422,13 @@ def version(name: str, data: str) -> str:
 
 
 def _from_tfds(name: str, split: str, data: str) -> Iterator[Example]:
-    import tensorflow_datasets as tfds
-
     builder = _builder(name, data)
     if split not in builder.info.splits:
         raise SourceError(
             f"{name} has no split {split!r}; it has: {', '.join(sorted(builder.info.splits))}."
         )
     dataset = builder.as_dataset(split=split, shuffle_files=False)
-    for row in tfds.as_numpy(dataset):
+    for row in libraries()[1].as_numpy(dataset):
         yield _plain(row)
 
 

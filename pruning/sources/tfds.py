@@ -67,7 +67,7 @@ class TfdsSource:
         return files.fingerprint(file)
 
     def read(self, file: str, fields: Sequence[str], meter: Meter) -> Iterator[Document | Reject]:
-        tf, tfds = _libraries()
+        tf, tfds = libraries()
         builder = _builder(self._directory())
         index = self.files().index(file)
         rows = builder.info.splits[self.split].shard_lengths[index]
@@ -110,11 +110,11 @@ class TfdsSource:
 
 @functools.cache
 def _builder(directory: epath.Path) -> Any:
-    return _libraries()[1].builder_from_directory(directory)
+    return libraries()[1].builder_from_directory(directory)
 
 
 @functools.cache
-def _libraries() -> tuple[Any, Any]:
+def libraries() -> tuple[Any, Any]:
     """TensorFlow and TFDS, imported and started."""
     try:
         with _hushed():
@@ -125,7 +125,7 @@ def _libraries() -> tuple[Any, Any]:
             tf.zeros(())  # starts it
     except ImportError as error:
         raise SourceError(
-            f"TfdsSource needs TensorFlow Datasets ({error}): install winnow-lm[seqio]."
+            f"TensorFlow Datasets is not there ({error}): install winnow-lm[seqio]."
         ) from error
     return tf, tfds
 
