@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from etils import epath
 from evaluation import inference
 from evaluation.inference import InferenceConfig
 from evaluation.record import Record
+from evaluation.tasks.suite import Names, listed
 from pruning.artefact import config_of, write_text
 from pruning.scorers.likelihood import Likelihood
 
@@ -60,7 +60,7 @@ class HarnessConfig:
 
     inference: InferenceConfig
     output: str
-    tasks: tuple[str, ...] | str
+    tasks: Names
     data: str | None = None
     task_paths: tuple[str, ...] = ()
     few_shot: int | None = None
@@ -72,8 +72,7 @@ class HarnessConfig:
 
     def names(self) -> list[str]:
         """The tasks, each once."""
-        given = re.split(r"[\s,]+", self.tasks) if isinstance(self.tasks, str) else self.tasks
-        return list(dict.fromkeys(name for name in given if name))
+        return list(dict.fromkeys(listed(self.tasks)))
 
 
 CONFIGURABLES: dict[str, type] = {

@@ -278,6 +278,12 @@ MIXTURES["glue_and_super_glue_proportional"] = {
 Names = tuple[str, ...] | str
 
 
+def listed(names: Names) -> list[str]:
+    """Each name; a text is taken apart at white space and commas."""
+    given = re.split(r"[\s,]+", names) if isinstance(names, str) else names
+    return [name for name in given if name]
+
+
 def tasks_of(names: Names, training: bool = False) -> list[str]:
     """Task names, with mixtures taken apart.
 
@@ -288,9 +294,8 @@ def tasks_of(names: Names, training: bool = False) -> list[str]:
 
     Raises TaskError on an unknown name.
     """
-    given = re.split(r"[\s,]+", names) if isinstance(names, str) else names
     found: list[str] = []
-    for name in filter(None, given):
+    for name in listed(names):
         if name in TASKS:
             found.append(name)
         elif name in MIXTURES:
