@@ -34,7 +34,7 @@ import numpy as np
 from etils import epath
 
 from evaluation import bootstrap
-from pruning import artefact
+from pruning import artefact, seqio_data
 from pruning.artefact import Artefact
 from pruning.examples import ExamplesConfig
 from pruning.scorers import OK
@@ -260,20 +260,7 @@ def _batches(data: Any) -> Iterator[dict[str, np.ndarray]]:
         number = getattr(opened, "num_batches", None)
         yield from map(opened.batch, itertools.count() if number is None else range(number))
         return
-    import seqio
-
-    converter = {
-        "encoder_decoder": seqio.EncDecFeatureConverter,
-        "language_model": seqio.LMFeatureConverter,
-    }[data.converter]
-    dataset = seqio.get_dataset(
-        data.mixture_or_task,
-        dict(data.lengths),
-        dataset_split=data.split,
-        shuffle=False,
-        num_epochs=1,
-        feature_converter=converter(pack=data.pack),
-    )
+    dataset = seqio_data.examples(data, shuffle=False, num_epochs=1)
     for batch in dataset.batch(data.batch_size).as_numpy_iterator():
         rows = data.batch_size - len(batch["decoder_target_tokens"])  # the last may be short
         yield {name: np.pad(x, ((0, rows), (0, 0))) for name, x in batch.items()}

@@ -98,25 +98,37 @@ class SeqioBatches:
     def _from(self, step: int) -> Iterator[dict[str, Any]]:
         # NOTE: built anew for every seek: a tf.data shuffle draws another order, whatever its seed,
         # each time the same dataset object is iterated.
-        import seqio
-
         config = self._config
-        converters = {
-            "encoder_decoder": seqio.EncDecFeatureConverter,
-            "language_model": seqio.LMFeatureConverter,
-        }
-        dataset = seqio.get_dataset(
-            config.mixture_or_task,
-            dict(config.lengths),
-            dataset_split=config.split,
+        dataset = examples(
+            config,
             shuffle=config.shuffle,
             num_epochs=None,
-            feature_converter=converters[config.converter](pack=config.pack),
             shard_info=self._shard,
             seed=config.seed,
         )
         rows = config.batch_size // self._shard.num_shards
         return dataset.batch(rows, drop_remainder=True).skip(step).prefetch(2).as_numpy_iterator()
+
+
+def examples(config: SeqioConfig, **how: Any) -> Any:
+    """The task's or mixture's examples as a model takes them, a tf.data.Dataset.
+
+    Args:
+      how: further arguments of seqio.get_dataset: shuffle, num_epochs, shard_info, seed.
+    """
+    import seqio
+
+    converters = {
+        "encoder_decoder": seqio.EncDecFeatureConverter,
+        "language_model": seqio.LMFeatureConverter,
+    }
+    return seqio.get_dataset(
+        config.mixture_or_task,
+        dict(config.lengths),
+        dataset_split=config.split,
+        feature_converter=converters[config.converter](pack=config.pack),
+        **how,
+    )
 
 
 def _token_bytes(vocabulary: Any) -> np.ndarray | None:
