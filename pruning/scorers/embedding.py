@@ -9,6 +9,7 @@ Choices
   for. The score set says how many tokens of each document were not seen.
 - A T5 without Sentence-T5's projection gives the plain mean of its encoder's outputs. It was never
   trained to put alike documents near each other, and does so worse; the score set says which it is.
+  They lie in one narrow cone: `python -m pruning whiten` takes away what all of them share.
 - float16 by default: 1.5 kB for 768 dimensions instead of 3, and an error (2e-5) below that of
   computing in bfloat16.
 """
