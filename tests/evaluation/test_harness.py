@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from evaluation import harness
+from evaluation import harness, inference
 from evaluation.harness import HarnessConfig
 from evaluation.harness_tasks import local
 from evaluation.inference import InferenceConfig
@@ -259,6 +259,32 @@ def test_the_harness_scores_the_same_weights_the_same(twins, real_data, tmp_path
             assert found["prompt_hash"] == expected["prompt_hash"]
             for a, b in zip(found["resps"], expected["resps"], strict=True):
                 _same(a[0], b[0])
+
+
+def test_five_worked_examples_of_mmlu_are_scored_the_same(twins, real_data):
+    """A subject's real files, five of its dev questions before each: letters, by likelihood."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from evaluation.harness_model import WinnowLM
+
+    asked = InferenceConfig(str(twins / "ours"), None, 1024, 8, compilation_cache=None)
+    config = HarnessConfig(asked, "none", "winnow_mmlu", str(real_data / "eval"))
+    manager = harness.task_manager(config)
+    task = manager.load(config.names())["tasks"]["winnow_mmlu::anatomy"]
+    theirs = HFLM(str(twins / "theirs"), add_bos_token=False, device="cpu", dtype="float32")
+    found = [
+        simple_evaluate(model=model, tasks=[task], limit=4, task_manager=manager, bootstrap_iters=0)
+        for model in (WinnowLM(inference.load(asked)), theirs)
+    ]
+    one, other = (answer["samples"]["winnow_mmlu::anatomy"] for answer in found)
+    assert len(one) == len(other) == 4
+    for a, b in zip(one, other, strict=True):
+        context = a["arguments"][0][0]
+        assert context.count("Answer:") == 6 and context.count("Answer: ") == 5
+        assert a["prompt_hash"] == b["prompt_hash"] and a["acc"] == b["acc"]
+        for ours, hf in zip(a["resps"], b["resps"], strict=True):
+            _same(ours[0], hf[0])
 
 
 def _same(ours, theirs):
