@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from models.partitioning import constrain
+from models.partitioning import constrain, platform
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -296,6 +296,18 @@ class Stack(nnx.Module):
             )
         if self.scan:
             graph, params = nnx.split(self.layers)
+            halved = any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+            if halved and platform() == "cpu":
+                return jax.lax.scan(
+                    lambda carry, given: run(
+                        graph,
+                        jax.tree.map(lambda leaf: _layer(leaf, given[0]), params),
+                        carry,
+                        given[1],
+                    ),
+                    carry,
+                    (jnp.arange(self.count), inputs),
+                )
             return jax.lax.scan(
                 lambda carry, given: run(graph, given[0], carry, given[1]), carry, (params, inputs)
             )
@@ -306,6 +318,32 @@ class Stack(nnx.Module):
             carry, output = run(graph, params, carry, given)
             outputs.append(output)
         return carry, jax.tree.map(lambda *layers: jnp.stack(layers), *outputs)
+
+
+@jax.custom_vjp
+def _layer(stacked: jax.Array, index: jax.Array) -> jax.Array:
+    """stacked[index], for parameters in bfloat16 on a CPU: sliced as integers.
+
+    XLA's CPU backend slices no bfloat16. It would convert the parameters of all layers to float32
+    in front of the loop, and back inside: a quarter of the time of scoring.
+    """
+    if stacked.dtype != jnp.bfloat16:
+        return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
+    bits = jax.lax.bitcast_convert_type(stacked, jnp.uint16)
+    layer = jax.lax.dynamic_index_in_dim(bits, index, keepdims=False)
+    return jax.lax.bitcast_convert_type(layer, jnp.bfloat16)
+
+
+def _layer_forward(stacked, index):
+    return _layer(stacked, index), (stacked, index)
+
+
+def _layer_backward(saved, gradient):
+    stacked, index = saved
+    return jnp.zeros_like(stacked).at[index].set(gradient), None
+
+
+_layer.defvjp(_layer_forward, _layer_backward)
 
 
 def _stacked(layer: nnx.Module, count: int) -> nnx.Module:

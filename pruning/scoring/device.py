@@ -5,6 +5,8 @@ Choices
   other, so any of them may die, or start late.
 - One shape of batch, hence one program; it is compiled before the first batch, so that the time it
   takes is known apart, and kept in a cache on disk.
+- On a CPU a batch is computed a few rows after the other: what they leave between two operations
+  stays in the cache, where a whole batch's would be written to memory and read again.
 - Without mesh axes all devices hold the whole model and a part of the rows; `fsdp` splits the
   parameters, `tensor` every layer: see models/partitioning.py.
 """
@@ -18,11 +20,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from models import checkpoints, flops, partitioning, weights
 from models.model import Model
 from pruning.scorers import Prepared, ScoreError
+
+_CPU_TOKENS = 1024  # of a device, at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,14 @@ class Step:
           ScoreError: the devices do not divide the rows.
         """
         mesh = loaded.mesh
-        self._params = loaded.params
+        self._params, call = loaded.params, prepared.step
+        if mesh.devices.flat[0].platform == "cpu":
+            self._params = jax.tree_util.tree_map_with_path(_bits, loaded.params)
+            dtypes = jax.tree.map(lambda leaf: leaf.dtype, loaded.params)
+
+            def call(params, batch):
+                return prepared.step(jax.tree.map(_values, params, dtypes), batch)
+
         self._sharding = partitioning.batch_sharding(mesh)
         rows = next(iter(shapes.values()))[0]
         parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
@@ -99,12 +111,44 @@ class Step:
                 f"batch_rows={rows} does not divide over {parts} devices (data x fsdp): give a "
                 f"multiple of {parts}."
             )
+        self._rows = rows
+        if mesh.devices.flat[0].platform == "cpu":
+            longest = max(shape[1] for shape in shapes.values())
+            most = max(1, _CPU_TOKENS // longest)
+            each = rows // parts
+            self._rows = parts * max(n for n in range(1, each + 1) if each % n == 0 and n <= most)
+        shapes = {name: (self._rows, *shape[1:]) for name, shape in shapes.items()}
         started = time.perf_counter()
-        self._call = lowered(prepared.step, loaded.params, mesh, shapes).compile()
+        self._call = lowered(call, self._params, mesh, shapes).compile()
         self.compile_seconds = time.perf_counter() - started
         peak = flops.peak_flops(mesh.devices.flat[0])
         self.peak_flops = None if peak is None else peak * mesh.size
 
     def __call__(self, rows: Mapping[str, np.ndarray]) -> jax.Array:
         """Starts the computation and does not wait for it: float32 [rows, positions, ...]."""
-        return self._call(self._params, jax.device_put(dict(rows), self._sharding))
+        count = len(next(iter(rows.values())))
+        answers = []
+        for first in range(0, count, self._rows):
+            some = {name: values[first : first + self._rows] for name, values in rows.items()}
+            answers.append(self._call(self._params, jax.device_put(some, self._sharding)))
+        return answers[0] if len(answers) == 1 else jnp.concatenate(answers)
+
+
+def _bits(path: Any, leaf: jax.Array) -> jax.Array:
+    """Stacked layers in bfloat16 as integers in the same memory; any other parameter as it is.
+
+    A program on a CPU slices layers as integers, see models/layers.py. Given bfloat16 it would copy
+    them all to get there, at every call.
+    """
+    if leaf.dtype != jnp.bfloat16 or "layers" not in (key.key for key in path):
+        return leaf
+    shards = [
+        jax.device_put(np.asarray(shard.data).view(np.uint16), shard.device, may_alias=True)
+        for shard in leaf.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)
+
+
+def _values(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """The inverse of `_bits`, inside the program."""
+    return leaf if leaf.dtype == dtype else jax.lax.bitcast_convert_type(leaf, dtype)

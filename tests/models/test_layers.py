@@ -120,6 +120,27 @@ def loss_and_gradient(config):
     return value, gradient if config.scan_layers else stack_layers(gradient)
 
 
+def test_stacked_layers_in_bfloat16_are_the_unrolled_ones_and_so_are_their_gradients():
+    # On a CPU they are sliced by a function with a gradient of its own.
+    config = dataclasses.replace(T5, dtype="bfloat16", dropout_rate=0.0, num_decoder_layers=0)
+    unrolled = dataclasses.replace(config, scan_layers=False)
+    params = jax.jit(Model(unrolled).init)(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 1, 60)
+
+    def run(config, params):
+        def loss(params):
+            return jnp.sum(jnp.sin(Model(config).bind(params).encode(tokens).astype(jnp.float32)))
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    ours, theirs = run(config, stack_layers(params)), run(unrolled, params)
+    theirs = theirs[0], stack_layers(theirs[1])
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=0.05, atol=0.02 * np.abs(b).max())
+
+
 def test_dropout_follows_its_key():
     model = Model(T5)
     params = model.init(jax.random.key(0))
