@@ -138,10 +138,17 @@ def sizes(
         sentences.append(
             f"At {here.target / 1e6:.3g}M parameters, "
             f"{here.target / here.parameters[-1]:.0f} times the largest size trained, the fits put "
-            f"{titles[first]} lowest on {item.title} in {share:.0%} of the draws, {titles[second]} "
-            f"in {rest:.0%}{sure}."
+            f"{titles[first]} lowest on {item.title} in {_of_draws(share)} of the draws, "
+            f"{titles[second]} in {_of_draws(rest)}{sure}."
         )
     return sentences
+
+
+def _of_draws(share: float) -> str:
+    """Never all and never none: nobody has drawn often enough to say so."""
+    if share > 0.995:
+        return "over 99%"
+    return "under 1%" if share < 0.005 else f"{share:.0%}"
 
 
 def cost(costs: Sequence[Cost], training: Cost) -> str:
@@ -164,6 +171,12 @@ def caveats(results: Results, cells: Sequence[Cell]) -> list[str]:
         found.append(
             "One seed: the intervals hold the uncertainty of the evaluation documents, not that of "
             "training. Another seed can move a loss by as much as the smaller differences here."
+        )
+    at_other_sizes = {run.seed for run in results.runs if run.size}
+    if len(at_other_sizes) == 1 and seeds > 1:
+        found.append(
+            "The other sizes of the model were trained with one seed: what is said of them is less "
+            "sure than its intervals."
         )
     if noise := _noise(cells):
         found.append(noise)
