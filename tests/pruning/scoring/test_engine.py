@@ -18,7 +18,7 @@ from pruning.corpus import load_corpus
 from pruning.scorers import Column, Documents, Prepared, ScoreError, Scores
 from pruning.scorers.ask_llm import AskLLM
 from pruning.scorers.likelihood import Likelihood
-from pruning.scoring import batches, engine, estimate
+from pruning.scoring import batches, device, engine, estimate
 from pruning.scoring.batches import Reader, schema_of
 from pruning.scoring.engine import ScoreConfig
 from pruning.scoring.packing import Side, Windows
@@ -110,6 +110,15 @@ def test_scores_do_not_depend_on_how_they_are_computed(
     assert found["doc_id"].equals(expected["doc_id"])
     assert found["status"].to_pylist() == expected["status"].to_pylist()
     for name in expected.column_names[2:]:
+        a, b = (t[name].combine_chunks().fill_null(0).to_numpy() for t in (expected, found))
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_may_be_computed_one_after_the_other(config, scores_of, monkeypatch, eight_devices):
+    monkeypatch.setattr(device, "_CPU_TOKENS", 64)  # one row of a batch of five at a time
+    expected, found = scores_of(ASK), run(config, scorer=ASK, tensor=8, batch_rows=5)
+    assert found["status"].to_pylist() == expected["status"].to_pylist()
+    for name in ("ask_llm_yes", "ask_llm_no"):
         a, b = (t[name].combine_chunks().fill_null(0).to_numpy() for t in (expected, found))
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
