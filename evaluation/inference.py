@@ -123,7 +123,7 @@ class Inference:
         self.digest = loaded.digest
         self.cut = 0
         self._params = loaded.params
-        self._mesh = loaded.mesh
+        self._mesh, self._parts = loaded.mesh, loaded.parts
         self._programs: dict[Any, Any] = {}
         shape: Any = self.model.config
         self.is_t5 = shape.family == "t5"
@@ -132,12 +132,7 @@ class Inference:
             self.max_length = min(self.max_length, shape.max_length)
         if isinstance(tokenizer, Vocabulary):
             require_vocabulary(config.model, shape, tokenizer)
-        parts = math.prod(self._mesh.shape[axis] for axis in ("data", "fsdp"))
-        if config.batch_rows % parts:
-            raise ValueError(
-                f"batch_rows={config.batch_rows} does not divide over {parts} devices (data x "
-                f"fsdp): give a multiple of {parts}."
-            )
+        loaded.require_rows(config.batch_rows)
         if config.infill and not (self.is_t5 and isinstance(tokenizer, Vocabulary)):
             raise ValueError("infill is for a T5 whose vocabulary has sentinels.")
 
@@ -318,9 +313,8 @@ class Inference:
 
     def _batch_size(self, rows: int) -> int:
         """`batch_rows`, or for fewer rows the least that suits the devices, of a few sizes."""
-        parts = math.prod(self._mesh.shape[axis] for axis in ("data", "fsdp"))
-        each = max(math.ceil(rows / parts), 1)
-        return min(self.config.batch_rows, parts << (each - 1).bit_length())
+        each = max(math.ceil(rows / self._parts), 1)
+        return min(self.config.batch_rows, self._parts << (each - 1).bit_length())
 
     def _program(self, what: tuple[str, Any]) -> Any:
         if what not in self._programs:

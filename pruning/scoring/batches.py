@@ -5,8 +5,8 @@ Choices
   borders, but never over a shard's. So what shares a row and a batch with a document depends on the
   corpus and the settings alone, and a run that was killed ends with the same bytes, whatever the
   number of workers.
-- A chunk's scores become one row group as soon as its last row is back, so that memory does not
-  grow with the shard.
+- A chunk's scores are handed on as soon as its last row is back, so that memory does not grow with
+  the shard.
 - One document's NaN can reach its neighbours in a row (0 x NaN is NaN). Windows without a finite
   answer are asked again, each alone in its row. What is still not finite has the status
   "not_finite"; its neighbours have their scores.

@@ -43,6 +43,19 @@ class Loaded:
     mesh: jax.sharding.Mesh
     digest: str
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts devices cut the rows of a batch."""
+        return math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+
+    def require_rows(self, batch_rows: int) -> None:
+        """Raises ScoreError where the devices do not divide the rows of a batch."""
+        if batch_rows % self.parts:
+            raise ScoreError(
+                f"batch_rows={batch_rows} does not divide over {self.parts} devices (data x "
+                f"fsdp): give a multiple of {self.parts}."
+            )
+
 
 def load(path: str, dtype: str, fsdp: int = 1, tensor: int = 1) -> Loaded:
     """Reads a model for scoring onto this process's devices.
@@ -94,7 +107,10 @@ class Step:
         Raises:
           ScoreError: the devices do not divide the rows.
         """
-        mesh = loaded.mesh
+        mesh, parts = loaded.mesh, loaded.parts
+        self._sharding = partitioning.batch_sharding(mesh)
+        self._rows = next(iter(shapes.values()))[0]
+        loaded.require_rows(self._rows)
         self._params, call = loaded.params, prepared.step
         if mesh.devices.flat[0].platform == "cpu":
             self._params = jax.tree_util.tree_map_with_path(_bits, loaded.params)
@@ -103,20 +119,9 @@ class Step:
             def call(params, batch):
                 return prepared.step(jax.tree.map(_values, params, dtypes), batch)
 
-        self._sharding = partitioning.batch_sharding(mesh)
-        rows = next(iter(shapes.values()))[0]
-        parts = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
-        if rows % parts:
-            raise ScoreError(
-                f"batch_rows={rows} does not divide over {parts} devices (data x fsdp): give a "
-                f"multiple of {parts}."
-            )
-        self._rows = rows
-        if mesh.devices.flat[0].platform == "cpu":
-            longest = max(shape[1] for shape in shapes.values())
-            most = max(1, _CPU_TOKENS // longest)
-            each = rows // parts
-            self._rows = parts * max(n for n in range(1, each + 1) if each % n == 0 and n <= most)
+            each, longest = self._rows // parts, max(shape[1] for shape in shapes.values())
+            fitting = min(each, max(1, _CPU_TOKENS // longest))
+            self._rows = parts * max(n for n in range(1, fitting + 1) if each % n == 0)
         shapes = {name: (self._rows, *shape[1:]) for name, shape in shapes.items()}
         started = time.perf_counter()
         self._call = lowered(call, self._params, mesh, shapes).compile()

@@ -12,6 +12,7 @@ Choices
   its parameters. Batch size, mesh and workers may change between one start and the next.
 - Compilation happens before the first batch and is kept on disk; its time is reported apart, like
   that of the start.
+- Row groups hold many chunks: whoever reads two columns of a billion scores pays for each of them.
 - Who finishes a score set prints what it took, and leaves it in measured.json.
 - The progress line's tokens and share of peak count real tokens, not padding.
 """
@@ -50,6 +51,9 @@ KIND = "scores"
 _AHEAD = 4  # batches ready for the device
 _IN_FLIGHT = 2  # batches on the device
 _BEHIND = 8  # chunks ready to be written
+# A row group of the score set: as many chunks as it takes to have one or the other.
+_ROW_GROUP = 1 << 16  # documents
+_ROW_GROUP_BYTES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,8 +303,14 @@ def _write(
             return
         assert first.shard == shard
         with build.shard(shard) as writer:
+            gathered: list[pa.Table] = []
             for part in itertools.chain([first], parts):
-                writer.write(part.table, row_group_size=max(part.table.num_rows, 1))
+                gathered.append(part.table)
+                rows = sum(table.num_rows for table in gathered)
+                size = sum(table.nbytes for table in gathered)
+                if part.last or rows >= _ROW_GROUP or size >= _ROW_GROUP_BYTES:
+                    writer.write(pa.concat_tables(gathered), row_group_size=max(rows, 1))
+                    gathered.clear()
                 writer.counts = artefact.merge_counts(writer.counts, part.counts)
                 writer.tokens = writer.counts["tokens"]
                 for name, value in part.measured.items():

@@ -296,8 +296,8 @@ def test_the_host_holds_little_beside_what_it_loads(tmp_path, kind, scan_layers)
     print(f"{kind}: {total / largest:.1f} x largest in all, host {(peak - total) / largest:.2f} x")
     assert allocated < 2 * largest
     # NOTE: for tensors as small as these, of 25 MB, the programs that put pieces in their places
-    # count as well: 2.1 to 3.3 here on a busy machine. Of Flan-T5-base, 99 MB, it is 1.1 to 1.6. The
-    # whole model would be 8.7.
+    # count as well: 2.1 to 3.3 here on a busy machine. Of Flan-T5-base, 99 MB, it is 1.1 to 1.6.
+    # The whole model would be 8.7.
     assert peak - total < 5 * largest
 
 
