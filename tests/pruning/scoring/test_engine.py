@@ -319,6 +319,7 @@ def test_chunks_and_batches_lose_nothing(
 ):
     monkeypatch.setattr(batches, "CHUNK_DOCUMENTS", chunk_documents)
     monkeypatch.setattr(batches, "_READ_DOCUMENTS", 5)
+    monkeypatch.setattr(engine, "_ROW_GROUP", 20)
     corpus = load_corpus(corpus_path)
     prepared = Counting().prepare(None, None)
     reader = Reader(corpus, None, prepared, (300,), batch_rows)
@@ -337,6 +338,9 @@ def test_chunks_and_batches_lose_nothing(
     for shard, documents in enumerate(random_shards):
         sums = scores.read(shard)["sum"].to_pylist()
         assert sums == [sum(tokens) if tokens else None for tokens in documents]
+        with scores.parquet(shard) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        assert all(20 <= size < 20 + chunk_documents for size in sizes[:-1])
 
 
 def test_errors_of_every_thread_reach_the_caller(corpus_path, tmp_path):
