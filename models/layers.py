@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from models.partitioning import constrain, platform
+from models.partitioning import constrain, device_kind, platform
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -34,6 +34,10 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
 }
+
+# Chips on which a product is slower with the next norm's sum of squares fused to it than both are
+# apart, by the compiler's own reckoning (v5p, v6e; docs/tpu.md). On v5e it is the other way round.
+_NORMS_APART = ("TPU v5", "TPU v6 lite")
 
 # What the backward pass finds saved. "dots": every product without batch dimensions, that is all
 # projections but no attention scores, and attention's output. "projections": only what enters the
@@ -153,6 +157,8 @@ class RMSNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        if device_kind() in _NORMS_APART:
+            x = jax.lax.optimization_barrier(x)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         return (y * (self.scale[...] + self.offset)).astype(self.dtype)

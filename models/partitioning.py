@@ -202,6 +202,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """As `platform`, which chip: "TPU v6 lite", "NVIDIA H100 80GB HBM3", "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
 def parts(name: str) -> int:
     """Into how many pieces the mesh and rules in force cut the logical axis `name`; 1 outside."""
     mesh = jax.sharding.get_abstract_mesh()
