@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from pruning import artefact, parallel, randomness
+from pruning import corpus as corpora
 from pruning.artefact import Build
 from pruning.selection import select
 from pruning.selection.config import Quotas, SelectConfig
@@ -81,9 +82,9 @@ def _write(directory: Path, documents: int) -> None:
     rows = [min(PER_SHARD, documents - k * PER_SHARD) for k in range(shards)]
     columns = [("doc_id", pa.int64()), ("n_tokens", pa.int32()), ("domain", pa.string())]
     config = {"documents": documents}
-    words = {"use_dictionary": ["domain"]}  # and no other column, as in a corpus
     schema = pa.schema(columns)
-    corpus = Build(directory / "corpus", "corpus", config, {}, shards, schema, words)
+    encoding = corpora.encoding_of(schema)
+    corpus = Build(directory / "corpus", "corpus", config, {}, shards, schema, encoding)
     work = functools.partial(_write_corpus_shard, corpus, rows)
     parallel.run_shards(work, corpus.pending(), 0, lambda *_: None)
     opened = corpus.finish({"metadata": ["domain"]})

@@ -418,7 +418,8 @@ class ShardWriter:
         self.measured: dict[str, float] = {}
         self.rows = 0
         self._schema = schema
-        self._writer = pq.ParquetWriter(sink, schema, compression="zstd", **encoding or {})
+        settings = {"compression": "zstd"} | dict(encoding or {})
+        self._writer = pq.ParquetWriter(sink, schema, **settings)
 
     def write(self, table: pa.Table | Mapping[str, Any], row_group_size: int | None = None) -> None:
         """Appends rows: an Arrow table, or columns (arrays, lists) that fit the schema."""
