@@ -129,6 +129,7 @@ class TrainConfig:
         <output>/profile. So are the next five whenever the process gets SIGUSR1.
       tensorboard: also write <output>/tensorboard; wants the "tensorboard" extra.
       compilation_cache: directory of compiled programs, shared by runs.
+      compiler_options: of XLA's, for the training step; docs/tpu.md has some that help.
     """
 
     output: str
@@ -160,6 +161,7 @@ class TrainConfig:
     profile: tuple[int, int] | None = None
     tensorboard: bool = False
     compilation_cache: str | None = None
+    compiler_options: Mapping[str, str | int | bool] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.model is None and self.initial_weights is None:
@@ -198,6 +200,7 @@ FREE = {
     "profile",
     "tensorboard",
     "compilation_cache",
+    "compiler_options",
 }
 
 # What a configuration file may speak of.
@@ -396,10 +399,16 @@ def _given_tokens(batch: dict[str, jax.Array], model: Model) -> jax.Array | floa
     return jnp.sum(batch["encoder_input_tokens"] != model.config.pad_id, dtype=jnp.float32)
 
 
-def compiled(train_step: Step, shardings: State, mesh: jax.sharding.Mesh) -> Any:
+def compiled(
+    config: TrainConfig, train_step: Step, shardings: State, mesh: jax.sharding.Mesh
+) -> Any:
     """`train_step` under jit, the state donated. What tpu/compile.py compiles without devices."""
-    out_shardings = (shardings, partitioning.replicated(mesh))
-    return jax.jit(train_step, out_shardings=out_shardings, donate_argnums=0)
+    return jax.jit(
+        train_step,
+        out_shardings=(shardings, partitioning.replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=dict(config.compiler_options) or None,
+    )
 
 
 def make_eval_step(config: TrainConfig, model: Model) -> Callable:
@@ -764,7 +773,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         metrics = left_open.enter_context(contextlib.closing(Metrics(config, first)))
 
         # ---- step --------------------------------------------------------------------------------
-        train_step = compiled(make_train_step(config, model, optimizer), shardings, mesh)
+        train_step = make_train_step(config, model, optimizer)
+        train_step = compiled(config, train_step, shardings, mesh)
         eval_step = jax.jit(make_eval_step(config, model))
 
         def evaluate(params: Any, step: int) -> dict[str, float]:

@@ -322,8 +322,12 @@ class Attention(nnx.Module):
         dropout_rate: float = 0.0,
         dropout_broadcast: tuple[int, ...] = (),
         init: Initializer | None = None,
+        cross: bool = False,
     ):
-        """`qk_norm`: None, or a function that makes the norm of a head; `init`: None for T5's."""
+        """`qk_norm`: None, or a function that makes the norm of a head; `init`: None for T5's.
+
+        `cross`: it attends to an encoder.
+        """
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_dim = head_dim
@@ -338,8 +342,11 @@ class Attention(nnx.Module):
         if self.num_kv_heads == num_heads:
             into_kv = into
         self.query = Linear(d_model, inner, into, bias=qkv_bias, init=query_init)
-        self.key = Linear(d_model, kv_inner, into_kv, bias=qkv_bias, init=kernel_init)
-        self.value = Linear(d_model, kv_inner, into_kv, bias=qkv_bias, init=kernel_init)
+        name = "cross" if cross else "projection"
+        of_source = functools.partial(
+            Linear, d_model, kv_inner, into_kv, bias=qkv_bias, init=kernel_init, name=name
+        )
+        self.key, self.value = of_source(), of_source()
         self.out = Linear(inner, d_model, ("heads", "embed"), bias=out_bias, init=kernel_init)
         self.query_norm: RMSNorm | None = qk_norm() if qk_norm else None
         self.key_norm: RMSNorm | None = qk_norm() if qk_norm else None

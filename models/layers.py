@@ -43,12 +43,16 @@ _NORMS_APART = ("TPU v5", "TPU v6 lite")
 # projections but no attention scores, and attention's output. "projections": only what enters the
 # residual stream and the attention's inputs and output. "full": nothing inside a layer.
 _policies = jax.checkpoint_policies
+# What the backward pass of a layer finds saved; it computes the rest again. From little of that to
+# much, and from much memory to little. Names are those of `Linear` and of attention's output.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "dots": _policies.save_from_both_policies(
         _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("attention")
     ),
-    "projections": _policies.save_only_these_names("projection", "attention"),
+    "projections": _policies.save_only_these_names("projection", "attention", "hidden", "cross"),
+    "no_cross": _policies.save_only_these_names("projection", "attention", "hidden"),
+    "no_hidden": _policies.save_only_these_names("projection", "attention"),
     "full": _policies.nothing_saveable,
 }
 
@@ -113,7 +117,11 @@ einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias); kernel [in, out]."""
+    """y = x @ kernel (+ bias); kernel [in, out].
+
+    `name` is what remat policies call the result: "projection"; "hidden" in an MLP; "cross" of keys
+    and values that a decoder makes of what the encoder gives, as long as that and needed once.
+    """
 
     def __init__(
         self,
@@ -123,16 +131,23 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         init: Initializer = KERNEL_INIT,
+        name: str = "projection",
     ):
         self.kernel = parameter((inputs, outputs), axes, init)
         self.bias = parameter((outputs,), axes[1:], ZEROS_INIT) if bias else None
+        self.name = name
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, length, in] to [batch, length, out], in x's dtype."""
         y = einsum("bli,io->blo", x, self.kernel[...])
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)
-        return checkpoint_name(y, "projection")
+        if self.name == "cross":
+            # NOTE: XLA zeroes the arrays that a scan will fill unless it sees that all of them is
+            # overwritten, and it sees that only where no two scans save arrays of one shape. The
+            # encoder's projections have this one's; a dimension of 1 tells them apart.
+            return checkpoint_name(y[:, None], self.name)[:, 0]
+        return checkpoint_name(y, self.name)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -239,7 +254,8 @@ class MLP(nnx.Module):
         init: Initializer = KERNEL_INIT,
     ):
         for name in ("wi_0", "wi_1") if gated else ("wi",):
-            setattr(self, name, Linear(d_model, d_ff, ("embed", "mlp"), bias=bias, init=init))
+            into = Linear(d_model, d_ff, ("embed", "mlp"), bias=bias, init=init, name="hidden")
+            setattr(self, name, into)
         self.wo = Linear(d_ff, d_model, ("mlp", "embed"), bias=bias, init=init)
         self.activation = activation
         self.gated = gated

@@ -59,7 +59,7 @@ class DecoderLayer(nnx.Module):
         self.pre_self_attention_layer_norm = _norm(config)
         self.self_attention = _attention(config)
         self.pre_cross_attention_layer_norm = _norm(config)
-        self.encoder_decoder_attention = _attention(config)
+        self.encoder_decoder_attention = _attention(config, cross=True)
         self.pre_mlp_layer_norm = _norm(config)
         self.mlp = _mlp(config)
         if config.relpos_per_layer:
@@ -294,13 +294,14 @@ def _norm(config: T5Config) -> RMSNorm:
     return RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=config.dtype)
 
 
-def _attention(config: T5Config) -> Attention:
+def _attention(config: T5Config, *, cross: bool = False) -> Attention:
     return Attention(
         config.d_model,
         config.num_heads,
         config.d_kv,
         dropout_rate=config.dropout_rate,
         dropout_broadcast=_QUERIES,
+        cross=cross,
     )
 
 

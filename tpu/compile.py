@@ -41,6 +41,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.config import REMAT
 from tpu import bundles
 from tpu.chips import GIB, Topology, TopologyError
 from tpu.programs import PROGRAMS, Cell, ProgramError
@@ -408,7 +409,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--target_length", type=int, default=0, help="positions of a decoder row")
     made.add_argument("--fsdp", default=None, help=f"slices of the parameters [1]{many}")
     made.add_argument("--tensor", default="1", help=f"parts of every layer [1]{many}")
-    made.add_argument("--remat", help=f"none, dots, projections or full{many}")
+    made.add_argument("--remat", help=f"{', '.join(REMAT[:-1])} or {REMAT[-1]}{many}")
     made.add_argument("--scan_layers", help=f"True: one compiled layer; False: unrolled{many}")
     made.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of the model's settings"

@@ -159,7 +159,7 @@ def _lower_train(cell: Cell, mesh: Any) -> Any:
     }
     with partitioning.use(mesh, rules):
         step = train.make_train_step(config, model, optimizer)
-        return train.compiled(step, shardings, mesh).lower(state, batch)
+        return train.compiled(config, step, shardings, mesh).lower(state, batch)
 
 
 def _lower_score(cell: Cell, mesh: Any) -> Any:

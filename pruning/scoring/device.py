@@ -98,11 +98,18 @@ def lowered(
 class Step:
     """A scorer's step, compiled for one shape of batch."""
 
-    def __init__(self, prepared: Prepared, loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]):
+    def __init__(
+        self,
+        prepared: Prepared,
+        loaded: Loaded,
+        shapes: Mapping[str, tuple[int, ...]],
+        compiler_options: Mapping[str, str | int | bool] | None = None,
+    ):
         """Compiles.
 
         Args:
           shapes: of the batch's int32 arrays, by feature.
+          compiler_options: of XLA's.
 
         Raises:
           ScoreError: the devices do not divide the rows.
@@ -124,7 +131,7 @@ class Step:
             self._rows = parts * max(n for n in range(1, fitting + 1) if each % n == 0)
         shapes = {name: (self._rows, *shape[1:]) for name, shape in shapes.items()}
         started = time.perf_counter()
-        self._call = lowered(call, self._params, mesh, shapes).compile()
+        self._call = lowered(call, self._params, mesh, shapes).compile(dict(compiler_options or {}))
         self.compile_seconds = time.perf_counter() - started
         peak = flops.peak_flops(mesh.devices.flat[0])
         self.peak_flops = None if peak is None else peak * mesh.size

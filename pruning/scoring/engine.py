@@ -75,6 +75,7 @@ class ScoreConfig:
         default the processes that `jax.distributed` knows share them.
       within: a selection of the same corpus; other documents get the status "not_selected".
       compilation_cache: where compiled programs are kept; None keeps none.
+      compiler_options: of XLA's; docs/tpu.md has one that helps where fsdp is more than 1.
       dry_run: estimate the cost and score nothing.
       efficiency: the share of peak that the estimate reckons with.
     """
@@ -92,6 +93,7 @@ class ScoreConfig:
     workers: int | None = None
     within: str | None = None
     compilation_cache: str | None = "~/.cache/winnow/compiled"
+    compiler_options: Mapping[str, str | int | bool] = dataclasses.field(default_factory=dict)
     dry_run: bool = False
     efficiency: float = 0.5
 
@@ -164,7 +166,7 @@ def run(config: ScoreConfig) -> Artefact | None:
         with build.beating(f"{worker} of {workers}") as beat:
             beat.on(shards[0], "compiles")
             reader = Reader(corpus, within, prepared, row_lengths, config.batch_rows)
-            step = device.Step(prepared, loaded, reader.batch_shapes)
+            step = device.Step(prepared, loaded, reader.batch_shapes, config.compiler_options)
             start_seconds = time.perf_counter() - started - step.compile_seconds
             done = _done(mine, shards, corpus)
             with progress.track("score", sum(mine), "documents", done) as task:

@@ -525,6 +525,15 @@ def test_the_same_model_from_scan_and_from_unrolled_layers(workshop, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "True"), losses(tmp_path / "False"), rtol=2e-5)
 
 
+@pytest.mark.usefixtures("one_device")
+def test_the_compiler_gets_its_options(workshop, tmp_path):
+    config = config_for(workshop, tmp_path, compiler_options={"xla_no_such_option": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        train.train(config)
+    train.train(dataclasses.replace(config, compiler_options={"xla_cpu_enable_fast_math": False}))
+    assert len(losses(tmp_path)) == config.steps
+
+
 def test_help_answers_at_once():
     def seconds() -> float:
         began = time.monotonic()

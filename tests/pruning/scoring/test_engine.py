@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -66,6 +67,12 @@ def reference(scorer, plain, tokens: list[int]) -> dict[str, float]:
         nll -= sum(log_p[p - start, tokens[p]] for p in range(scored, stop))
         scored, start = stop, start + 14
     return {"nll": nll, "n_scored_tokens": len(tokens)}
+
+
+def test_the_compiler_gets_its_options(config):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        run(config, compiler_options={"xla_no_such_option": True})
+    run(config, compiler_options={"xla_cpu_enable_fast_math": False})
 
 
 @pytest.mark.parametrize("scorer", [ASK, CAUSAL], ids=["ask_llm", "causal"])
