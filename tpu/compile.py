@@ -262,7 +262,8 @@ def compile_cell(
         if each is None and dump is None:
             raise CompileError(f"no cycles known of the kernel {kernel.name}")
         if each is None and dump is not None:
-            each = bundles.of_kernel(dump, kernel.instructions)
+            rows = cell.batch * cell.tensor // found.topology.chips
+            each = bundles.of_kernel(dump, kernel.instructions, rows)
         kernels[f"{kernel.name} ({kernel.instructions[0]})"] = {
             "count": kernel.count,
             "cycles": int(each or 0),

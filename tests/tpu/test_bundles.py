@@ -38,6 +38,22 @@ def test_a_loop_without_a_bound_is_refused(change):
         bundles.cycles(SCHEDULE.replace(*change))
 
 
+def test_what_only_the_first_rows_need_counts_once_a_batch():
+    index = "%s3_s4 = sphi %s1, %s5 /* phi copy :: iteration index, stage = 1 */ ;; %s0_s0 = smov 0"
+    text = SCHEDULE.replace("%s3_s4 = sphi %s1, %s5", index)
+    text = text.replace(
+        "%p9_p0 = scmp.ge.s32.totalorder %s3_s4, 99", "%p9_p0 = scmp.eq.s32.totalorder %s3_s4, 0 "
+    )
+    text = text.replace("(%p9_p0) target = $region6", "(!%p9_p0) target = $region9")
+    text = text.replace(
+        "10 /* loop exit test */ }", "10 /* loop exit test */ } /* Start/End empty region 9 */"
+    )
+    assert bundles.cycles(text) == 3 + 10 * (5 + 3 * 3)
+    assert bundles.cycles(text, rows=5) == 3 + 10 * 5 + 10 // 5 * 3 * 3
+    elsewhere = text.replace("scmp.eq.s32.totalorder %s3_s4, 0", "scmp.eq.s32.totalorder %s3_s5, 0")
+    assert bundles.cycles(elsewhere, rows=5) == bundles.cycles(text)
+
+
 def test_what_is_no_schedule_is_refused():
     with pytest.raises(bundles.BundleError, match="no bundles"):
         bundles.cycles("HloModule jit_step\n")
