@@ -39,12 +39,14 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # apart, by the compiler's own reckoning (v5p, v6e; docs/tpu.md). On v5e it is the other way round.
 _NORMS_APART = ("TPU v5", "TPU v6 lite")
 
-# What the backward pass finds saved. "dots": every product without batch dimensions, that is all
-# projections but no attention scores, and attention's output. "projections": only what enters the
-# residual stream and the attention's inputs and output. "full": nothing inside a layer.
 _policies = jax.checkpoint_policies
-# What the backward pass of a layer finds saved; it computes the rest again. From little of that to
-# much, and from much memory to little. Names are those of `Linear` and of attention's output.
+# What the backward pass of a layer finds saved; it computes the rest again. From much memory to
+# little (docs/tpu.md has what they cost):
+# - "dots": every product without batch dimensions, and attention's output;
+# - "projections": what `Linear` gives, and attention's output;
+# - "no_cross": the same, but no keys and values of what the encoder gives;
+# - "no_hidden": the same, but no hidden layers either;
+# - "full": nothing inside a layer.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "dots": _policies.save_from_both_policies(
