@@ -1,7 +1,6 @@
 """The trainer as users meet it: real processes, killed, stopped, resumed, spread over meshes."""
 
 import dataclasses
-import functools
 import json
 import os
 import random
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import train
-from models import checkpoints, partitioning, runtime
+from models import checkpoints, runtime
 from models.config import DecoderConfig, T5Config, from_dict
 from models.model import Model
 from models.optimizers import Adafactor, AdamW, Constant
@@ -356,13 +355,6 @@ def two_processes(workshop, output, *settings, stop_at=None) -> tuple[list[int],
 # In this process
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """The tests' processes have eight devices; these tests are quicker on one."""
-    on_one = functools.partial(partitioning.make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(partitioning, "make_mesh", on_one)
-
-
 TINY = T5Config(
     vocab_size=VOCAB,
     d_model=32,
@@ -389,7 +381,7 @@ def config_for(workshop: Path, output: Path, **changes) -> train.TrainConfig:
     return dataclasses.replace(base, **changes)
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("on_one_device")
 def test_microbatches_and_chunks_change_nothing(workshop, tmp_path):
     """Rows have unequal numbers of target tokens, so a mean of means would show here."""
     for name, changes in {
@@ -426,7 +418,7 @@ def test_gradients_are_clipped_by_their_global_norm(tmp_path, size, norm):
     )
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("on_one_device")
 def test_a_decoder_only_model_trains_on_targets_alone(workshop, tmp_path):
     data = ExamplesConfig(
         str(workshop / "examples"),
@@ -454,7 +446,7 @@ def test_a_decoder_only_model_trains_on_targets_alone(workshop, tmp_path):
 
 
 @pytest.mark.parametrize("bad_at", [1, 4])
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("on_one_device")
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(workshop, tmp_path, bad_at):
     @dataclasses.dataclass(frozen=True)
     class Poisoned:
@@ -482,7 +474,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(workshop, tm
         assert parameters(tmp_path)[0] <= bad_at
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("on_one_device")
 def test_a_spike_is_reported_with_its_step(workshop, tmp_path, capsys):
     @dataclasses.dataclass(frozen=True)
     class Shuffled:
@@ -508,7 +500,7 @@ def test_a_spike_is_reported_with_its_step(workshop, tmp_path, capsys):
     assert "step 56: loss" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("on_one_device")
 def test_fine_tuning_starts_from_a_finished_run(workshop, undisturbed, tmp_path):
     config = config_for(
         workshop, tmp_path, model=None, initial_weights=str(undisturbed), optimizer=Adafactor()
@@ -518,14 +510,14 @@ def test_fine_tuning_starts_from_a_finished_run(workshop, undisturbed, tmp_path)
     assert losses(tmp_path)[0] < losses(undisturbed)[-10:].max() < losses(undisturbed)[0]
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("on_one_device")
 def test_the_same_model_from_scan_and_from_unrolled_layers(workshop, tmp_path):
     for scan in (True, False):
         train.train(config_for(workshop, tmp_path / str(scan), scan_layers=scan))
     np.testing.assert_allclose(losses(tmp_path / "True"), losses(tmp_path / "False"), rtol=2e-5)
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("on_one_device")
 def test_the_compiler_gets_its_options(workshop, tmp_path):
     config = config_for(workshop, tmp_path, compiler_options={"xla_no_such_option": True})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):

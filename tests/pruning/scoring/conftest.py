@@ -1,14 +1,21 @@
-"""A plain T5 in NumPy, to compare scores with: one document, no packing, no padding, float64."""
+"""A plain T5 in NumPy, to compare scores with: one document, no packing, no padding, float64.
+
+And a scorer without a model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from models.config import T5Config
+from pruning.scorers import Column, Documents, Prepared, Scores
+from pruning.scoring.packing import Side, Windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,3 +214,30 @@ def model_path(tmp_path_factory, tiny_t5):
     path = tmp_path_factory.mktemp("model") / "model"
     weights.save(path, tiny_t5.model, tiny_t5.params)
     return path
+
+
+@pytest.fixture
+def summing() -> Callable[..., Prepared]:
+    """A scorer that needs no model: the "answer" at a position is the token itself.
+
+    It fails on documents that hold the token `poison`.
+    """
+
+    def prepare(poison: int = -1) -> Prepared:
+        def windows(documents: Documents) -> Windows:
+            if np.any(documents.tokens == poison):
+                raise ValueError("there is poison in it")
+            some = np.flatnonzero(documents.lengths)
+            kept = documents.take(some)
+            return Windows(some, (Side("decoder", kept.offsets, {"tokens": kept.tokens}),))
+
+        def finish(documents: Documents, windows: Windows, answers: np.ndarray) -> Scores:
+            owner = np.repeat(windows.document, windows.sides[0].lengths)
+            return Scores({"sum": np.bincount(owner, answers, minlength=len(documents))})
+
+        return Prepared(
+            "summing", {"sum": Column(pa.float64(), "sum of ids")}, ("decoder",), (300,), (),
+            windows, None, finish,
+        )  # fmt: skip
+
+    return prepare

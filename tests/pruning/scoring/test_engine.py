@@ -16,13 +16,12 @@ import pytest
 from pruning import artefact, configuration
 from pruning.artefact import ArtefactError, Build, ConfigurationChanged
 from pruning.corpus import load_corpus
-from pruning.scorers import Column, Documents, Prepared, ScoreError, Scores
+from pruning.scorers import Column, ScoreError
 from pruning.scorers.ask_llm import AskLLM
 from pruning.scorers.likelihood import Likelihood
 from pruning.scoring import batches, device, engine, estimate
 from pruning.scoring.batches import Reader, schema_of
 from pruning.scoring.engine import ScoreConfig
-from pruning.scoring.packing import Side, Windows
 from pruning.vocabulary import Vocabulary, VocabularyError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -299,36 +298,16 @@ def test_a_changed_corpus_is_noticed(config, tmp_path, random_shards, build_corp
 # The pieces
 
 
-@dataclasses.dataclass(frozen=True)
-class Counting:
-    """A scorer whose step needs no model: the "answer" at a position is the token itself."""
-
-    def prepare(self, model, vocabulary) -> Prepared:
-        def windows(documents: Documents) -> Windows:
-            some = np.flatnonzero(documents.lengths)
-            kept = documents.take(some)
-            return Windows(some, (Side("decoder", kept.offsets, {"tokens": kept.tokens}),))
-
-        def finish(documents: Documents, windows: Windows, answers: np.ndarray) -> Scores:
-            owner = np.repeat(windows.document, windows.sides[0].lengths)
-            return Scores({"sum": np.bincount(owner, answers, minlength=len(documents))})
-
-        return Prepared(
-            "counting", {"sum": Column(pa.float64(), "sum of ids")}, ("decoder",), (512,), (),
-            windows, None, finish,
-        )  # fmt: skip
-
-
 @pytest.mark.parametrize("chunk_documents", [1, 8, 10_000])
 @pytest.mark.parametrize("batch_rows", [1, 7])
 def test_chunks_and_batches_lose_nothing(
-    corpus_path, tmp_path, monkeypatch, random_shards, chunk_documents, batch_rows
+    corpus_path, tmp_path, monkeypatch, summing, random_shards, chunk_documents, batch_rows
 ):
     monkeypatch.setattr(batches, "CHUNK_DOCUMENTS", chunk_documents)
     monkeypatch.setattr(batches, "_READ_DOCUMENTS", 5)
     monkeypatch.setattr(engine, "_ROW_GROUP", 20)
     corpus = load_corpus(corpus_path)
-    prepared = Counting().prepare(None, None)
+    prepared = summing()
     reader = Reader(corpus, None, prepared, (300,), batch_rows)
     inputs = {"corpus": corpus.artefact}
     schema = schema_of(prepared.columns)
@@ -350,9 +329,9 @@ def test_chunks_and_batches_lose_nothing(
         assert all(20 <= size < 20 + chunk_documents for size in sizes[:-1])
 
 
-def test_errors_of_every_thread_reach_the_caller(corpus_path, tmp_path):
+def test_errors_of_every_thread_reach_the_caller(corpus_path, summing, tmp_path):
     corpus = load_corpus(corpus_path)
-    prepared = Counting().prepare(None, None)
+    prepared = summing()
     schema = schema_of(prepared.columns)
 
     def attempt(place, prepared=prepared, ask=lambda rows: rows["tokens"] * 1.0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 import signal
@@ -10,53 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from pruning import artefact, status
 from pruning.artefact import Build
 from pruning.corpus import load_corpus
-from pruning.scorers import Column, Documents, Prepared, Scores
 from pruning.scoring import batches, engine
 from pruning.scoring.batches import Reader, schema_of
-from pruning.scoring.packing import Side, Windows
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # How many documents the larger of two corpora has; 1000000 for a thorough run by hand.
 DOCUMENTS = int(os.environ.get("WINNOW_TEST_DOCUMENTS", "30000"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Summing:
-    """A scorer that needs no model: the "answer" at a position is the token itself.
-
-    It fails on documents that hold the token `poison`.
-    """
-
-    poison: int = -1
-
-    def prepare(self) -> Prepared:
-        def windows(documents: Documents) -> Windows:
-            if np.any(documents.tokens == self.poison):
-                raise ValueError("there is poison in it")
-            some = np.flatnonzero(documents.lengths)
-            kept = documents.take(some)
-            return Windows(some, (Side("decoder", kept.offsets, {"tokens": kept.tokens}),))
-
-        def finish(documents: Documents, windows: Windows, answers: np.ndarray) -> Scores:
-            owner = np.repeat(windows.document, windows.sides[0].lengths)
-            return Scores({"sum": np.bincount(owner, answers, minlength=len(documents))})
-
-        return Prepared(
-            "summing", {"sum": Column(pa.float64(), "sum of ids")}, ("decoder",), (300,), (),
-            windows, None, finish,
-        )  # fmt: skip
-
-
-def score(corpus_path, output, scorer=None) -> artefact.Artefact:
+def score(corpus_path, output, prepared) -> artefact.Artefact:
     corpus = load_corpus(corpus_path)
-    prepared = (scorer or Summing()).prepare()
     inputs = {"corpus": corpus.artefact}
     build = Build(output, "scores", {}, inputs, corpus.num_shards, schema_of(prepared.columns))
     reader = Reader(corpus, None, prepared, (300,), 4)
@@ -70,14 +37,14 @@ def rows(scores: artefact.Artefact) -> list[dict]:
 
 @pytest.mark.parametrize("chunk_documents", [1, 10_000])
 def test_documents_that_the_scorer_fails_on_are_named_and_only_they(
-    corpus_path, random_shards, tmp_path, monkeypatch, capsys, chunk_documents
+    corpus_path, summing, random_shards, tmp_path, monkeypatch, capsys, chunk_documents
 ):
     monkeypatch.setattr(batches, "CHUNK_DOCUMENTS", chunk_documents)
     monkeypatch.setattr(batches, "_READ_DOCUMENTS", 5)
     holds = [7 in tokens for shard in random_shards for tokens in shard]
     assert 2 < sum(holds) < len(holds) / 2
-    healthy = rows(score(corpus_path, tmp_path / "healthy"))
-    found = score(corpus_path, tmp_path / "found", Summing(poison=7))
+    healthy = rows(score(corpus_path, tmp_path / "healthy", summing()))
+    found = score(corpus_path, tmp_path / "found", summing(poison=7))
     for row, other, poisoned in zip(rows(found), healthy, holds, strict=True):
         assert row == (other | {"status": "failed", "sum": None} if poisoned else other)
     said = capsys.readouterr().err
@@ -86,17 +53,19 @@ def test_documents_that_the_scorer_fails_on_are_named_and_only_they(
     assert found.manifest.counts["documents"]["failed"] == sum(holds)
 
 
-def test_a_scorer_that_fails_on_everything_stops_the_run(corpus_path, tmp_path, monkeypatch):
+def test_a_scorer_that_fails_on_everything_stops_the_run(
+    corpus_path, summing, tmp_path, monkeypatch
+):
     monkeypatch.setattr(batches, "_MOST_FAILED", 2)
     with pytest.raises(ValueError, match="poison"):
-        score(corpus_path, tmp_path / "scores", Summing(poison=7))
+        score(corpus_path, tmp_path / "scores", summing(poison=7))
     [failed] = status.look(tmp_path / "scores").of("failed")
     assert failed.shard == 0 and "there is poison in it" in failed.error
 
 
-def test_a_disk_that_is_full_while_scoring(corpus_path, tmp_path):
+def test_a_disk_that_is_full_while_scoring(corpus_path, summing, tmp_path):
     """A limit on the size of files, which any user can set, instead of a full disk."""
-    undisturbed = score(corpus_path, tmp_path / "undisturbed")
+    undisturbed = score(corpus_path, tmp_path / "undisturbed", summing())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     output = tmp_path / "disturbed"
@@ -106,7 +75,7 @@ def test_a_disk_that_is_full_while_scoring(corpus_path, tmp_path):
         # Room for the first two shards, and not for the third.
         resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[2] - 1, hard))
         with pytest.raises(OSError, match=r"cannot write .*data-00002-of-00003\.parquet"):
-            score(corpus_path, output)
+            score(corpus_path, output, summing())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
@@ -114,7 +83,7 @@ def test_a_disk_that_is_full_while_scoring(corpus_path, tmp_path):
     assert found.done == 2
     assert [worker.shard for worker in found.of("failed")] == [2]
     assert not list(output.glob(".data*.tmp"))
-    score(corpus_path, output)
+    score(corpus_path, output, summing())
     assert contents(output) == contents(tmp_path / "undisturbed")
 
 
