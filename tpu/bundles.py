@@ -73,15 +73,18 @@ def cycles(text: str, rows: int = 1) -> int:
         # scheduler fills the slots behind a branch.
         bundles.append(match[3])
         loop_of.append(tuple(around[:depth]))
+        if not around:
+            continue
+        branch = _BRANCH.search(match[3])
+        for loop in around:  # the branch back may be written one level further out
+            if branch and branch[2] in starts[loop] and (loop, branch[1]) in compared:
+                trips.setdefault(loop, compared[loop, branch[1]])
         if not around[:depth]:
             continue
         loop = around[depth - 1]
-        exit_test, back = _EXIT.search(match[3]), _BRANCH.search(match[3])
         compared |= {(loop, name): int(least) for name, least in _COMPARED.findall(match[3])}
-        if exit_test:
+        if exit_test := _EXIT.search(match[3]):
             trips[loop] = int(exit_test[1])
-        elif back and back[2] in starts[loop] and (loop, back[1]) in compared:
-            trips.setdefault(loop, compared[loop, back[1]])
     if not bundles:
         raise BundleError("no bundles in this text: it is not a final schedule")
     total, once = 0, _for_first_rows(bundles)

@@ -26,6 +26,12 @@ def test_bundles_count_as_often_as_their_loops_run():
     assert bundles.cycles(SCHEDULE) == 3 + 10 * (5 + 3 * 3)
 
 
+def test_a_branch_back_may_stand_outside_its_loop():
+    branch = "{ %21 = sbr.rel (!%p9_p1) target = $region30 }"
+    text = SCHEDULE.replace(f">> {branch}", f"> {branch}")
+    assert bundles.cycles(text) == 3 + 10 * (6 + 3 * 2)
+
+
 @pytest.mark.parametrize(
     "change",
     [
