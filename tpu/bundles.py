@@ -33,7 +33,9 @@ _EXIT = re.compile(r"= scmp\.(?:ge|gt|eq|ne|lt|le)\.\w+(?:\.\w+)? [^;]*?, (\d+) 
 _COMPARED = re.compile(r"(%p\w+) = scmp\.ge\.\w+(?:\.\w+)? %\w+, (\d+)")
 _BRANCH = re.compile(r"sbr\.rel \(!(%p\w+)\) target = \$region(\d+)")
 _STARTS = re.compile(r"Start region (\d+)")
-_INDEX = re.compile(r"(%s\w+) = sphi [^;]*/\*[^*]*iteration index")
+_INDEX = re.compile(r"(%s\w+) = sphi [^;\n]*/\*[^*]*iteration index")
+_SPILLED = re.compile(r"sst \[smem:\[(#allocation\w+_spill)\]\] (%s\w+)")
+_RELOADED = re.compile(r"(%s\w+) = sld \[smem:\[(#allocation\w+_spill)\]\]")
 _IS_FIRST = re.compile(r"(%p\w+) = scmp\.eq\.\w+(?:\.\w+)? (%s\w+), 0\s")
 FLAGS = (
     "--xla_jf_dump_to={directory} --xla_jf_dump_llo_text=true "
@@ -103,13 +105,11 @@ def cycles(text: str, rows: int = 1) -> int:
 
 def _for_first_rows(bundles: list[str]) -> set[int]:
     """Those that are jumped over unless an index of the grid is 0."""
-    indices = {name for bundle in bundles for name in _INDEX.findall(bundle)}
-    firsts = {
-        predicate
-        for bundle in bundles
-        for predicate, name in _IS_FIRST.findall(bundle)
-        if name in indices
-    }
+    text = "\n".join(bundles)
+    indices = set(_INDEX.findall(text))
+    slots = {slot for slot, name in _SPILLED.findall(text) if name in indices}
+    indices |= {name for name, slot in _RELOADED.findall(text) if slot in slots}
+    firsts = {predicate for predicate, name in _IS_FIRST.findall(text) if name in indices}
     found: set[int] = set()
     for number, bundle in enumerate(bundles):
         jump = _BRANCH.search(bundle)

@@ -56,6 +56,13 @@ def test_what_only_the_first_rows_need_counts_once_a_batch():
     )
     assert bundles.cycles(text) == 3 + 10 * (5 + 3 * 3)
     assert bundles.cycles(text, rows=5) == 3 + 10 * 5 + 10 // 5 * 3 * 3
+    spilled = text.replace(
+        "%p9_p0 = scmp.eq.s32.totalorder %s3_s4,",
+        "%8 = sst [smem:[#allocation4_spill]] %s3_s4 ;; %s8_s8 = sld [smem:[#allocation4_spill]] "
+        ";; %p9_p0 = scmp.eq.s32.totalorder %s8_s8,",
+    )
+    assert spilled != text
+    assert bundles.cycles(spilled, rows=5) == bundles.cycles(text, rows=5)
     elsewhere = text.replace("scmp.eq.s32.totalorder %s3_s4, 0", "scmp.eq.s32.totalorder %s3_s5, 0")
     assert bundles.cycles(elsewhere, rows=5) == bundles.cycles(text)
 
