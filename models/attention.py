@@ -341,8 +341,8 @@ class Attention(nnx.Module):
         into, into_kv = ("embed", "heads"), ("embed", "kv_heads")
         if self.num_kv_heads == num_heads:
             into_kv = into
-        self.query = Linear(d_model, inner, into, bias=qkv_bias, init=query_init)
-        name = "cross" if cross else "projection"
+        self.query = Linear(d_model, inner, into, bias=qkv_bias, init=query_init, name="heads")
+        name = "cross" if cross else "heads"
         of_source = functools.partial(
             Linear, d_model, kv_inner, into_kv, bias=qkv_bias, init=kernel_init, name=name
         )

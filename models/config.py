@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 ACTIVATIONS = ("relu", "gelu", "gelu_exact", "silu")  # "gelu" is the tanh approximation
 DTYPES = ("float32", "bfloat16")
 ATTENTION = ("auto", "xla", "looped", "pallas", "pallas_interpret", "cudnn")
-REMAT = ("none", "dots", "projections", "no_cross", "no_hidden", "full")
+REMAT = ("none", "dots", "projections", "no_cross", "no_hidden", "attention", "full")
 
 
 @dataclass(frozen=True, kw_only=True)

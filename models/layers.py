@@ -39,22 +39,24 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # apart, by the compiler's own reckoning (v5p, v6e; docs/tpu.md). On v5e it is the other way round.
 _NORMS_APART = ("TPU v5", "TPU v6 lite")
 
-_policies = jax.checkpoint_policies
+_policies, _names = jax.checkpoint_policies, jax.checkpoint_policies.save_only_these_names
 # What the backward pass of a layer finds saved; it computes the rest again. From much memory to
 # little (docs/tpu.md has what they cost):
 # - "dots": every product without batch dimensions, and attention's output;
 # - "projections": what `Linear` gives, and attention's output;
 # - "no_cross": the same, but no keys and values of what the encoder gives;
 # - "no_hidden": the same, but no hidden layers either;
+# - "attention": only attention's output, before and after its projection;
 # - "full": nothing inside a layer.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "dots": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("attention")
+        _policies.dots_with_no_batch_dims_saveable, _names("attention")
     ),
-    "projections": _policies.save_only_these_names("projection", "attention", "hidden", "cross"),
-    "no_cross": _policies.save_only_these_names("projection", "attention", "hidden"),
-    "no_hidden": _policies.save_only_these_names("projection", "attention"),
+    "projections": _names("attention", "projection", "heads", "hidden", "cross"),
+    "no_cross": _names("attention", "projection", "heads", "hidden"),
+    "no_hidden": _names("attention", "projection", "heads"),
+    "attention": _names("attention", "projection"),
     "full": _policies.nothing_saveable,
 }
 
@@ -121,8 +123,9 @@ einsum.defvjp(_einsum_forward, _einsum_backward)
 class Linear(nnx.Module):
     """y = x @ kernel (+ bias); kernel [in, out].
 
-    `name` is what remat policies call the result: "projection"; "hidden" in an MLP; "cross" of keys
-    and values that a decoder makes of what the encoder gives, as long as that and needed once.
+    `name` is what remat policies call the result: "heads" of queries, keys and values; "cross" of
+    keys and values of what the encoder gives, which are as long as that; "hidden" in an MLP;
+    "projection" of what goes to the residual stream.
     """
 
     def __init__(
