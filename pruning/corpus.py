@@ -151,11 +151,10 @@ def schema_of(vocabulary: Vocabulary, metadata: Sequence[str]) -> pa.Schema:
 def encoding_of(schema: pa.Schema) -> dict[str, Any]:
     """How Parquet writes these columns: see the module's head."""
     metadata = [name for name in schema.names if name not in _FIXED]
-    compression = dict.fromkeys(("text", "tokens.list.element"), "zstd")
-    compression |= dict.fromkeys(metadata, "lz4")
+    zstd = dict.fromkeys(("doc_id", "text", "tokens.list.element"), "zstd")
     return {
         "use_dictionary": metadata,
-        "compression": {"doc_id": "zstd"} | compression,
+        "compression": zstd | dict.fromkeys(metadata, "lz4"),
         "column_encoding": {"tokens.list.element": "BYTE_STREAM_SPLIT"},
         # The least and the greatest text of a row group would be of use to nobody.
         "write_statistics": [n for n in schema.names if n not in ("text", "tokens")],

@@ -75,8 +75,6 @@ def cycles(text: str, rows: int = 1) -> int:
         # scheduler fills the slots behind a branch.
         bundles.append(match[3])
         loop_of.append(tuple(around[:depth]))
-        if not around:
-            continue
         branch = _BRANCH.search(match[3])
         for loop in around:  # the branch back may be written one level further out
             if branch and branch[2] in starts[loop] and (loop, branch[1]) in compared:
