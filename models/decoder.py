@@ -27,6 +27,7 @@ from models.layers import (
     Linear,
     RMSNorm,
     Stack,
+    add,
     dropout,
     einsum,
     split_key,
@@ -87,11 +88,11 @@ class DecoderLayer(nnx.Module):
         """What follows the attention: `attended` is its output, x the residual stream before it."""
         if self.post_norms:
             attended = self.post_self_attention_layer_norm(attended)
-        x = x + dropout(attended, self.dropout_rate, dropout_keys[0])
+        x = add(x, dropout(attended, self.dropout_rate, dropout_keys[0]))
         y = self.mlp(self.pre_mlp_layer_norm(x))
         if self.post_norms:
             y = self.post_mlp_layer_norm(y)
-        return constrain(x + dropout(y, self.dropout_rate, dropout_keys[1]), _RESIDUAL)
+        return constrain(add(x, dropout(y, self.dropout_rate, dropout_keys[1])), _RESIDUAL)
 
 
 class Decoder(Stack):

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from models.config import T5Config
 from models.decoder import DecoderLM, choose, global_layers
+from models.layers import add
 from models.model import Model
 from models.t5 import T5
 
@@ -203,12 +204,12 @@ def _prepare_t5(module: T5, tokens, lengths, beams, steps) -> tuple[jax.Array, C
             y = layer.pre_self_attention_layer_norm(x)
             new = Cache(*attention.keys_values(y))
             now = _write(old, new, step)
-            x = x + attention.attend(attention.queries(y), *now, bias=bias, mask=mask)
+            x = add(x, attention.attend(attention.queries(y), *now, bias=bias, mask=mask))
             attention = layer.encoder_decoder_attention
             y = layer.pre_cross_attention_layer_norm(x).reshape(batch, beams, -1)
             y = attention.attend(attention.queries(y), cross_key, cross_value, mask=cross_mask)
-            x = x + y.reshape(x.shape)
-            return x + layer.mlp(layer.pre_mlp_layer_norm(x)), new
+            x = add(x, y.reshape(x.shape))
+            return add(x, layer.mlp(layer.pre_mlp_layer_norm(x))), new
 
         x, new = decoder.over_layers(through, x, (cache, cross))
         logits = module.logits(decoder.decoder_norm(x))[:, 0]

@@ -36,7 +36,8 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 # Chips on which a product is slower with the next norm's sum of squares fused to it than both are
-# apart, by the compiler's own reckoning (v5p, v6e; docs/tpu.md). On v5e it is the other way round.
+# apart, by the compiler's own reckoning (v5p, v6e; docs/tpu.md). On v5e it is the other way round,
+# and everywhere where the residual stream is bfloat16.
 _NORMS_APART = ("TPU v5", "TPU v6 lite")
 
 _policies, _names = jax.checkpoint_policies, jax.checkpoint_policies.save_only_these_names
@@ -143,8 +144,14 @@ class Linear(nnx.Module):
         self.name = name
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, length, in] to [batch, length, out], in x's dtype."""
-        y = einsum("bli,io->blo", x, self.kernel[...])
+        """Maps [batch, length, in] to [batch, length, out], in x's dtype.
+
+        On a CPU "hidden" and "projection", which no product reads as they are, are float32.
+        """
+        # NOTE: where an accelerator's compiler fuses the product with what follows, the sum is not
+        # rounded in between; a CPU's hands it over in float32, and would round it for nothing.
+        unrounded = self.name in ("hidden", "projection") and platform() == "cpu"
+        y = einsum("bli,io->blo", x, self.kernel[...], jnp.float32 if unrounded else None)
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)
         if self.name == "cross":
@@ -177,7 +184,7 @@ class RMSNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if device_kind() in _NORMS_APART:
+        if x.dtype == jnp.float32 and device_kind() in _NORMS_APART:
             x = jax.lax.optimization_barrier(x)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
@@ -232,6 +239,11 @@ def dropout(
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
+def add(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x + y in the dtype of x, the residual stream, whatever that of y."""
+    return (x + y).astype(x.dtype)
+
+
 def split_key(key: jax.Array | None, count: int):
     """`jax.random.split`, or as many Nones when there is no key."""
     return (None,) * count if key is None else jax.random.split(key, count)
@@ -269,7 +281,10 @@ class MLP(nnx.Module):
     def __call__(
         self, x: jax.Array, *, dropout_key: jax.Array | None = None, broadcast: tuple[int, ...] = ()
     ) -> jax.Array:
-        """Maps [batch, length, d_model] to the same shape; the activation computes in float32."""
+        """Maps [batch, length, d_model] to the same shape, in `Linear`'s dtype.
+
+        The activation computes in float32.
+        """
         hidden = self.wi_0(x) if self.gated else self.wi(x)  # [batch, length, mlp]
         hidden = _ACTIVATIONS[self.activation](hidden.astype(jnp.float32))
         if self.gated:

@@ -17,7 +17,17 @@ from flax import nnx
 
 from models.attention import Attention, RelativePositionBias, attention_mask, segment_mask
 from models.config import T5Config
-from models.layers import MLP, Embedding, Linear, RMSNorm, Stack, dropout, einsum, split_key
+from models.layers import (
+    MLP,
+    Embedding,
+    Linear,
+    RMSNorm,
+    Stack,
+    add,
+    dropout,
+    einsum,
+    split_key,
+)
 from models.partitioning import constrain
 
 _EMBEDDING_INIT = jax.nn.initializers.normal(1.0)
@@ -47,9 +57,9 @@ class EncoderLayer(nnx.Module):
         y = self.attention(
             self.pre_attention_layer_norm(x), bias=bias, mask=mask, dropout_key=keys[0]
         )
-        x = x + drop(y, key=keys[1])
+        x = add(x, drop(y, key=keys[1]))
         y = self.mlp(self.pre_mlp_layer_norm(x), dropout_key=keys[2], broadcast=_LENGTH)
-        return constrain(x + drop(y, key=keys[3]), _RESIDUAL)
+        return constrain(add(x, drop(y, key=keys[3])), _RESIDUAL)
 
 
 class DecoderLayer(nnx.Module):
@@ -75,15 +85,15 @@ class DecoderLayer(nnx.Module):
         y = self.self_attention(
             self.pre_self_attention_layer_norm(x), bias=bias, mask=mask, dropout_key=keys[0]
         )
-        x = x + drop(y, key=keys[1])
+        x = add(x, drop(y, key=keys[1]))
         cross, y = self.encoder_decoder_attention, self.pre_cross_attention_layer_norm(x)
         if absorb:
             y = cross.absorbed(y, encoded, mask=cross_mask)
         else:
             y = cross(y, encoded, mask=cross_mask, dropout_key=keys[2])
-        x = x + drop(y, key=keys[3])
+        x = add(x, drop(y, key=keys[3]))
         y = self.mlp(self.pre_mlp_layer_norm(x), dropout_key=keys[4], broadcast=_LENGTH)
-        return constrain(x + drop(y, key=keys[5]), _RESIDUAL)
+        return constrain(add(x, drop(y, key=keys[5])), _RESIDUAL)
 
 
 class Encoder(Stack):

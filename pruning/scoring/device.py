@@ -57,19 +57,28 @@ class Loaded:
             )
 
 
-def load(path: str, dtype: str, fsdp: int = 1, tensor: int = 1) -> Loaded:
+def load(
+    path: str,
+    dtype: str,
+    fsdp: int = 1,
+    tensor: int = 1,
+    *,
+    residual_dtype: str = "float32",
+    scan_layers: bool = True,
+) -> Loaded:
     """Reads a model for scoring onto this process's devices.
 
     Args:
       path: whatever `models.weights.load` takes.
       dtype: "float32" or "bfloat16", of the parameters and of the computation.
       fsdp, tensor: mesh axes; the remaining devices are data-parallel.
+      residual_dtype, scan_layers: see `models.config.RunConfig`.
     """
     mesh = partitioning.make_mesh(
         {"data": -1, "fsdp": fsdp, "tensor": tensor}, devices=jax.local_devices()
     )
-    model, params = weights.load(path, dtype=dtype, mesh=mesh)
-    model = Model(dataclasses.replace(model.config, dtype=dtype))
+    model, params = weights.load(path, dtype=dtype, mesh=mesh, scan_layers=scan_layers)
+    model = Model(dataclasses.replace(model.config, dtype=dtype, residual_dtype=residual_dtype))
     digest = f"{checkpoints.fingerprints({'params': params})['params']:08x}"
     return Loaded(model, params, mesh, digest)
 

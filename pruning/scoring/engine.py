@@ -70,6 +70,10 @@ class ScoreConfig:
       batch_rows: rows of a batch, over all of this process's devices.
       dtype: of the parameters and the computation. Softmax, norms and log-probabilities are float32
         in either case.
+      residual_dtype: of the residual stream. bfloat16 is faster on v6e and less exact everywhere
+        (models/config.py).
+      scan_layers: one compiled layer; False unrolls them, which takes minutes to compile and is
+        faster on v5p and v6e (docs/tpu.md).
       fsdp, tensor: mesh axes; the devices that remain are data-parallel.
       worker, workers: this process scores the shards whose index is `worker` modulo `workers`. By
         default the processes that `jax.distributed` knows share them.
@@ -87,6 +91,8 @@ class ScoreConfig:
     row_length: int = 1024
     batch_rows: int = 16
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    residual_dtype: Literal["float32", "bfloat16"] = "float32"
+    scan_layers: bool = True
     fsdp: int = 1
     tensor: int = 1
     worker: int | None = None
@@ -135,7 +141,14 @@ def run(config: ScoreConfig) -> Artefact | None:
 
     if config.compilation_cache is not None:
         runtime.cache_compilations(Path(config.compilation_cache).expanduser())
-    loaded = device.load(config.model, config.dtype, config.fsdp, config.tensor)
+    loaded = device.load(
+        config.model,
+        config.dtype,
+        config.fsdp,
+        config.tensor,
+        residual_dtype=config.residual_dtype,
+        scan_layers=config.scan_layers,
+    )
     model_config = loaded.model.config
     require_vocabulary(config.model, model_config, corpus.vocabulary)
     prepared = config.scorer.prepare(loaded.model, corpus.vocabulary)

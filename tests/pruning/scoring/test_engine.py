@@ -103,6 +103,7 @@ def test_every_document_has_the_plain_models_score(config, scorer, tiny_t5, rand
         {"fsdp": 4},
         {"fsdp": 2, "tensor": 2},
         {"tensor": 8, "batch_rows": 3},
+        {"scan_layers": False, "fsdp": 2},
     ],
     ids=str,
 )
@@ -118,6 +119,23 @@ def test_scores_do_not_depend_on_how_they_are_computed(
     for name in expected.column_names[2:]:
         a, b = (t[name].combine_chunks().fill_null(0).to_numpy() for t in (expected, found))
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_the_residual_stream_may_be_bfloat16_too(config, tmp_path, scores_of):
+    exact = scores_of(ASK)["ask_llm_yes"].combine_chunks().fill_null(0).to_numpy()
+
+    def distance(**changes) -> float:
+        found = run(config, scorer=ASK, dtype="bfloat16", **changes)
+        values = found["ask_llm_yes"].combine_chunks().fill_null(0).to_numpy()
+        return np.linalg.norm(values - exact) / np.linalg.norm(exact)
+
+    with pytest.raises(ValueError, match="wants dtype='bfloat16'"):
+        run(config, residual_dtype="bfloat16")
+    rounded = distance(residual_dtype="bfloat16", output=str(tmp_path / "rounded"))
+    assert 0 < rounded < 2e-2
+    assert rounded != distance()
+    with pytest.raises(ConfigurationChanged, match="residual_dtype"):
+        run(config, scorer=ASK, dtype="bfloat16", residual_dtype="bfloat16")
 
 
 def test_rows_may_be_computed_one_after_the_other(config, scores_of, monkeypatch, eight_devices):
