@@ -250,7 +250,7 @@ print(sum(x.nbytes for x in leaves), allocated, peak - before)
 """
 
 
-# The largest tensor is a stack of MLP kernels, 25 MB: so small that the programs which put its pieces
+# The largest tensor is a stack of MLP kernels, 25 MB: so small that the programs which put pieces
 # in their places weigh as much. Of Flan-T5-base it is the vocabulary, 99 MB.
 SMALL = T5Config(vocab_size=4096, d_model=512, d_kv=64, d_ff=3072, num_heads=8,
                  num_encoder_layers=4, num_decoder_layers=4)  # fmt: skip
