@@ -70,10 +70,9 @@ class ScoreConfig:
       batch_rows: rows of a batch, over all of this process's devices.
       dtype: of the parameters and the computation. Softmax, norms and log-probabilities are float32
         in either case.
-      residual_dtype: of the residual stream. bfloat16 is faster on v6e and less exact everywhere
-        (models/config.py).
-      scan_layers: one compiled layer; False unrolls them, which takes minutes to compile and is
-        faster on v5p and v6e (docs/tpu.md).
+      residual_dtype: of the residual stream. bfloat16 is faster on TPUs, with unrolled layers most
+        (docs/tpu.md), and less exact (models/config.py).
+      scan_layers: one compiled layer; False unrolls them, which takes minutes to compile.
       fsdp, tensor: mesh axes; the devices that remain are data-parallel.
       worker, workers: this process scores the shards whose index is `worker` modulo `workers`. By
         default the processes that `jax.distributed` knows share them.
