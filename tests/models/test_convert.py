@@ -296,19 +296,15 @@ def test_the_host_holds_little_beside_what_it_loads(tmp_path, kind, scan_layers,
     paths = (tmp_path / "measured", str(scan_layers), tmp_path / "tiny")
     stack = config.num_encoder_layers * config.d_model * config.d_ff
     largest = 4 * max(stack, config.vocab_size * config.d_model)
-    for _ in range(3):  # other work on the machine only ever adds to what is held
-        found = subprocess.run(
-            [sys.executable, "-c", MEASURE, *paths], check=True, cwd=REPOSITORY,
-            capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
-        total, allocated, peak = map(int, found.stdout.split())
-        times, held = total / largest, (peak - total) / largest
-        print(f"{kind}: {times:.1f} x largest in all, host {held:.2f} x")
-        if held < most:
-            break
+    found = subprocess.run(
+        [sys.executable, "-c", MEASURE, *paths], check=True, cwd=REPOSITORY, capture_output=True,
+        text=True, env={"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    total, allocated, peak = map(int, found.stdout.split())
+    print(f"{kind}: {total / largest:.1f} x largest in all, host {(peak - total) / largest:.2f} x")
     assert total > 6 * largest  # or nothing is shown
     assert allocated < 2 * largest
-    assert held < most
+    assert peak - total < most * largest
 
 
 def write_t5x(directory, params, *, scanned: bool) -> None:
