@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.config import RopeScaling
 from models.kernels import relative
-from models.kernels.looped import looped_attention
+from models.kernels.looped import looped_attention, strip
 from models.layers import (
     ATTENTION_INIT,
     RELPOS_INIT,
@@ -183,12 +183,13 @@ class RelativePositionBias(nnx.Module):
     def beside(self, mask: jax.Array | Segments, length: int) -> jax.Array:
         """The bias of `length` tokens on themselves, in the form wanted by the kernel of `mask`.
 
-        float32 [1, heads, length, length]; for the TPU kernel [heads, 2 * max_distance + 1], one
-        value for each key - query.
+        float32 [1, heads, length, length]; for the loop the `strip` that it describes; for the TPU
+        kernel [heads, 2 * max_distance + 1], one value for each key - query.
         """
-        if isinstance(mask, Segments) and mask.kernel.startswith("pallas"):
+        kernel = mask.kernel if isinstance(mask, Segments) else "xla"
+        if kernel.startswith("pallas"):
             return self._by_distance()
-        return self(length, length)
+        return self(*strip(length, length)) if kernel == "looped" else self(length, length)
 
     def _by_distance(self) -> jax.Array:
         table = self.rel_embedding[...]

@@ -11,6 +11,8 @@
   quadratic buffer that the loop is there to avoid. It costs no time either, because writing and
   reading them back is as slow. Heads are the outer loop, so that the gradient of a head's bias adds
   up over rows in one buffer.
+- The bias depends on key - query alone. So one block's queries against keys all along a row's
+  length before and behind them hold all of it: `strip`, of which every block reads its part.
 - The arithmetic is `attention.dot_product_attention`'s, in bfloat16 rounding included; in float32
   forward divides by the sum of the weights after the product with the values, which saves a pass.
 - bfloat16 arrays are sliced as integers. XLA's CPU backend slices no bfloat16: it would convert to
@@ -27,6 +29,16 @@ from models.layers import einsum
 
 MASKED = -1e10  # as in models/attention.py
 BLOCK = 128  # queries, and keys, at a time; 64 and 256 were slower
+
+
+def strip(queries: int, keys: int) -> tuple[int, int, int]:
+    """The bias that `looped_attention` wants: of so many queries, on so many keys, at an offset.
+
+    Query i of the strip is at index offset + i of a row whose keys begin at index 0.
+    """
+    block = min(BLOCK, queries)
+    offset = _whole(queries, block) - block
+    return block, offset + _whole(keys, min(BLOCK, keys)), offset
 
 
 def looped_attention(
@@ -48,7 +60,7 @@ def looped_attention(
       key, value: [batch, keys, kv_heads, head_dim]; kv_heads divides heads.
       query_segments, key_segments: int32 [batch, queries] and [batch, keys]; 0 hides a key. Any
         order is right; blocks are skipped where ids ascend along a row.
-      bias: float32 [1, heads, queries, keys], or None.
+      bias: float32 [1, heads, *strip(queries, keys)[:2]], or None.
       kept: what the weights of each key are multiplied with, float32 [batch, heads, keys]: dropout
         with one draw for all queries. Or None.
       causal: a query sees no key of a higher index.
@@ -94,8 +106,7 @@ def _forward(query, key, value, bias, kept, query_segments, key_segments, causal
         _bits(_whole_blocks(x.reshape(*x.shape[:2], -1), block))
         for x, block in ((query, query_block), (key, key_block), (value, key_block))
     )
-    if bias is not None:
-        bias = _whole_blocks(_whole_blocks(bias, query_block, axis=2), key_block, axis=3)
+    _, _, offset = strip(queries, keys)
     if kept is not None:
         kept = _whole_blocks(kept, key_block, axis=2)
     sizes = _sizes(key_blocks)
@@ -124,8 +135,8 @@ def _forward(query, key, value, bias, kept, query_segments, key_segments, causal
                 if scale != 1.0:
                     scores = scores * scale
                 if bias is not None:
-                    where, shape = (0, number, at, start), (1, 1, query_block, size)
-                    scores = scores + _cut(bias, where, shape)[0, 0]
+                    where = (0, number, 0, offset + start - at)
+                    scores = scores + _cut(bias, where, (1, 1, query_block, size))[0, 0]
                 scores = jnp.where(mask, scores, MASKED)
                 weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
                 total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -193,9 +204,13 @@ def _sizes(blocks: int) -> list[int]:
     return sizes
 
 
+def _whole(length: int, block: int) -> int:
+    return -(-length // block) * block
+
+
 def _whole_blocks(x, block, axis=1):
     """Zeros at the end of an axis, to a multiple of `block`."""
-    missing = -x.shape[axis] % block
+    missing = _whole(x.shape[axis], block) - x.shape[axis]
     return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)]) if missing else x
 
 
@@ -215,11 +230,19 @@ def _values(x):
 
 def _backward(causal, scale, saved, gradient):
     query, key, value, bias, kept, query_segments, key_segments = saved
-    group = query.shape[2] // key.shape[2]
+    queries, keys, group = query.shape[1], key.shape[1], query.shape[2] // key.shape[2]
     dtype = query.dtype
+
+    def whole(of_head):
+        """One head's bias [queries, keys], from its strip."""
+        block, _, offset = strip(queries, keys)
+        blocks = (of_head[:, offset - at :][:, :keys] for at in range(0, queries, block))
+        return jnp.concatenate(list(blocks))[:queries]
 
     def head(given):
         query, key, value, bias, kept, gradient = given
+        if bias is not None:
+            bias, to_strip = jax.vjp(whole, bias)
 
         def row(total, given):
             query, key, value, gradient = (_values(x) for x in given[:4])
@@ -241,7 +264,8 @@ def _backward(causal, scale, saved, gradient):
 
         total = None if bias is None else jnp.zeros_like(bias)
         rows = (query, key, value, gradient, kept, query_segments, key_segments)
-        return jax.lax.scan(row, total, rows)
+        total, of_rows = jax.lax.scan(row, total, rows)
+        return None if bias is None else to_strip(total)[0], of_rows
 
     d_bias, (d_query, d_key, d_value) = jax.lax.map(
         head,

@@ -4,7 +4,6 @@ The TPU kernel has tests of its own; here its steps run in XLA.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import pytest
 from models import partitioning
 from models.attention import Segments, attention_mask, dot_product_attention, segment_mask
 from models.config import DecoderConfig, T5Config
-from models.kernels.looped import BLOCK, looped_attention
+from models.kernels.looped import BLOCK, looped_attention, strip
 from models.model import Model
 
 CONFIG = T5Config(
@@ -32,11 +31,17 @@ def inputs(batch=2, queries=12, keys=20, heads=4, kv_heads=4, dtype=jnp.float32)
     random = np.random.default_rng(0)
     query = jnp.asarray(random.normal(size=(batch, queries, heads, 8)), dtype)
     key, value = jnp.asarray(random.normal(size=(2, batch, keys, kv_heads, 8)), dtype)
-    bias = jnp.asarray(random.normal(size=(1, heads, queries, keys)), jnp.float32)
+    by_distance = jnp.asarray(random.normal(size=(heads, 2 * BLOCK + 1)), jnp.float32)
     kept = jnp.asarray(random.random((batch, heads, keys)) < 0.8, jnp.float32) / 0.8
     segments = np.sort(random.integers(1, 4, (batch, max(queries, keys))), axis=1)
     segments[0, -3:] = 0
-    return query, key, value, bias, kept, segments[:, :queries], segments[:, :keys]
+    return query, key, value, by_distance, kept, segments[:, :queries], segments[:, :keys]
+
+
+def spelled_out(by_distance, queries, keys, offset=0):
+    """The bias of queries from index `offset` on: [1, heads, queries, keys] of [heads, odd]."""
+    distance = np.arange(keys) - (offset + np.arange(queries))[:, None]
+    return by_distance[None, :, by_distance.shape[1] // 2 + distance]
 
 
 def plain(query, key, value, bias, kept, query_segments, key_segments, causal, scale):
@@ -53,35 +58,39 @@ def plain(query, key, value, bias, kept, query_segments, key_segments, causal, s
     [(4, True, True, False), (4, False, False, False), (2, True, False, True)],
 )
 def test_loop_equals_plain_attention_and_its_gradients(kv_heads, with_bias, with_kept, causal):
-    query, key, value, bias, kept, query_segments, key_segments = inputs(
+    query, key, value, by_distance, kept, query_segments, key_segments = inputs(
         queries=20 if causal else 12, kv_heads=kv_heads
     )
-    bias, kept = bias if with_bias else None, kept if with_kept else None
+    lengths = query.shape[1], key.shape[1]
+    kept = kept if with_kept else None
 
-    def looped(query, key, value, bias):
+    def looped(query, key, value, by_distance):
         return looped_attention(
             query,
             key,
             value,
             query_segments=query_segments,
             key_segments=key_segments,
-            bias=bias,
+            bias=spelled_out(by_distance, *strip(*lengths)) if with_bias else None,
             kept=kept,
             causal=causal,
             scale=0.7,
         )
 
-    def reference(query, key, value, bias):
+    def reference(query, key, value, by_distance):
+        bias = spelled_out(by_distance, *lengths) if with_bias else None
         return plain(query, key, value, bias, kept, query_segments, key_segments, causal, 0.7)
 
     def gradients(attend):
         wanted = (0, 1, 2, 3) if with_bias else (0, 1, 2)
         return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(attend(*a))), argnums=wanted))(
-            query, key, value, bias
+            query, key, value, by_distance
         )
 
     np.testing.assert_allclose(
-        jax.jit(looped)(query, key, value, bias), reference(query, key, value, bias), atol=1e-6
+        jax.jit(looped)(query, key, value, by_distance),
+        reference(query, key, value, by_distance),
+        atol=1e-6,
     )
     for ours, theirs in zip(
         jax.tree.leaves(gradients(looped)), jax.tree.leaves(gradients(reference)), strict=True
@@ -90,28 +99,46 @@ def test_loop_equals_plain_attention_and_its_gradients(kv_heads, with_bias, with
 
 
 @pytest.mark.parametrize(("causal", "ascending"), [(False, True), (True, True), (True, False)])
-def test_loop_over_several_blocks_equals_plain_attention(causal, ascending):
+def test_loop_over_several_blocks_equals_plain_attention_and_its_gradients(causal, ascending):
     length, random = 2 * BLOCK + 40, np.random.default_rng(3)
     segments = np.repeat([[1, 2, 3, 4, 0], [1, 2, 3, 0, 0]], [120, 9, 100, 57, 10], axis=1)
     if not ascending:
         segments = random.permuted(segments, axis=1)
     shape = (2, length, 2, 8)
     query, key, value = (jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(3))
-    bias = jnp.asarray(random.normal(size=(1, 2, length, length)), jnp.float32)
-    ours = jax.jit(functools.partial(looped_attention, causal=causal))(
-        query, key, value, query_segments=segments, key_segments=segments, bias=bias
-    )
-    theirs = plain(query, key, value, bias, None, segments, segments, causal, 1.0)
+    by_distance = jnp.asarray(random.normal(size=(2, 6 * BLOCK + 1)), jnp.float32)
     seen = segments > 0  # what padding gets has no meaning
-    np.testing.assert_allclose(ours[seen], theirs[seen], atol=2e-6)
+
+    def looped(query, key, value, by_distance):
+        given = {"query_segments": segments, "key_segments": segments, "causal": causal}
+        bias = spelled_out(by_distance, *strip(length, length))
+        return looped_attention(query, key, value, bias=bias, **given)
+
+    def reference(query, key, value, by_distance):
+        bias = spelled_out(by_distance, length, length)
+        return plain(query, key, value, bias, None, segments, segments, causal, 1.0)
+
+    def gradients(attend):
+        def loss(*given):
+            return jnp.sum(jnp.sin(attend(*given)) * seen[..., None, None])
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(query, key, value, by_distance)
+
+    ours = jax.jit(looped)(query, key, value, by_distance)
     assert np.isfinite(ours).all()
+    theirs = reference(query, key, value, by_distance)
+    np.testing.assert_allclose(ours[seen], theirs[seen], atol=2e-6)
+    for ours, theirs in zip(gradients(looped), gradients(reference), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
 def test_loop_rounds_as_the_plain_form_does_in_bfloat16():
-    query, key, value, bias, _, query_segments, key_segments = inputs(dtype=jnp.bfloat16)
-    ours = jax.jit(looped_attention)(
-        query, key, value, query_segments=query_segments, key_segments=key_segments, bias=bias
-    )
+    query, key, value, by_distance, _, query_segments, key_segments = inputs(dtype=jnp.bfloat16)
+    lengths = query.shape[1], key.shape[1]
+    given = {"query_segments": query_segments, "key_segments": key_segments}
+    bias = spelled_out(by_distance, *strip(*lengths))
+    ours = jax.jit(looped_attention)(query, key, value, bias=bias, **given)
+    bias = spelled_out(by_distance, *lengths)
     theirs = plain(query, key, value, bias, None, query_segments, key_segments, False, 1.0)
     np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
 
