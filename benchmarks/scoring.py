@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=128)
     parser.add_argument("--row_length", type=int, default=1024)
     parser.add_argument("--batch_rows", type=int, default=4)
+    parser.add_argument("--unrolled", action="store_true", help="Score.scan_layers=False")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--dtypes", default="float32,bfloat16")
@@ -179,7 +180,7 @@ def flops_of(task: str, corpus: corpora.Corpus, options) -> float:
 
 def winnow(place: Path, corpus: corpora.Corpus, task: str, dtype: str, options) -> Run:
     """The engine, compiled."""
-    loaded = device.load(str(place / "model"), dtype)
+    loaded = device.load(str(place / "model"), dtype, scan_layers=not options.unrolled)
     prepared = TASKS[task].prepare(loaded.model, corpus.vocabulary)
     costs = estimate.Costs(loaded.model.config, prepared.sides)
     windows = estimate.windows_of(prepared, estimate.sample_lengths(corpus))

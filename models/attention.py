@@ -479,8 +479,8 @@ class Attention(nnx.Module):
         if self.scale != 1.0:
             scores = scores * self.scale
         weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
-        mixed = einsum("bhqk,bkm->bqhm", weights.astype(source.dtype), source)
-        attended = einsum("bqhm,mhd->bqhd", mixed, into_values)
+        mixed = einsum("bhqk,bkm->bhqm", weights.astype(source.dtype), source)
+        attended = einsum("bhqm,mhd->bqhd", mixed, into_values)
         return self.out(attended.reshape(*attended.shape[:2], -1))
 
     def _heads(self, x, heads, norm=None, rotation=None):

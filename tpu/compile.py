@@ -14,8 +14,9 @@ and for the host; expect 10 to 20% less on hardware.
 Choices
 - A comma gives several values: all their combinations are compiled, each in a process of its own,
   because this compiler can take its process with it. `--search` ranks those that fit.
-- A result is one small JSON file, named by what was compiled and by the compiler. A run that was
-  stopped goes on; `--anew` compiles again.
+- A result is one small JSON file, named by what was compiled, by the compiler and by a digest of
+  Winnow's code. A run that was stopped goes on; after a change of the code, or with `--anew`, all
+  is compiled again.
 - The share of peak is model FLOPs over what the chips could do in the cycles. Model FLOPs are the
   plain model's (models/flops.py), so that two programs of one model compare by it as by their time.
 - Cycles of Pallas kernels, which the compiler does not estimate, are counted in its final schedule
@@ -29,6 +30,7 @@ import argparse
 import ast
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -47,6 +49,7 @@ from tpu.chips import GIB, Topology, TopologyError
 from tpu.programs import PROGRAMS, Cell, ProgramError
 
 RESULTS = "runs/tpu"
+_SOURCES = ("models", "pruning", "tpu")  # and train.py: what a program and its estimate come from
 _ENVIRONMENT = {
     # No accelerator is looked for, several processes may compile at a time, and the compiler does
     # not ask the machine which TPU it has.
@@ -68,7 +71,7 @@ class Result:
 
     Attributes:
       cell: what was compiled.
-      versions: of jax and libtpu.
+      versions: of jax and libtpu, and a digest of Winnow's code.
       error: why there is no program; all that follows is then empty.
       fits: whether the memory is there.
       memory: bytes, by use: "arguments" (parameters, state, batch), "temporary", "code", "total".
@@ -182,16 +185,24 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Of what compiles. Raises CompileError where there is no compiler for TPUs."""
+    """Of what compiles and of what is compiled.
+
+    Raises CompileError where there is no compiler for TPUs.
+    """
     import importlib.metadata
 
     try:
-        return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+        compilers = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     except importlib.metadata.PackageNotFoundError as error:
         raise CompileError(
             f"{error.name} is not installed: pip install 'winnow-lm[tpu]' (no TPU is needed)"
         ) from error
+    root = Path(__file__).parent.parent
+    sources = [root / "train.py", *(f for name in _SOURCES for f in (root / name).rglob("*.py"))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(sources)))
+    return compilers | {"winnow": digest.hexdigest()[:10]}
 
 
 def prepare_environment(dump: Path | None = None) -> None:

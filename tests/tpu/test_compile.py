@@ -13,6 +13,7 @@ import pytest
 
 from models import config as models
 from models import partitioning
+from tpu import compile as compiling
 from tpu import hlo, programs
 from tpu.programs import Cell
 
@@ -88,3 +89,25 @@ def test_what_eight_devices_send_is_explained_by_the_parameters(program, compile
     # gradients over fsdp and, of a quarter of them, over data.
     low, high = (0.3, 1.5) if program == "ask_llm" else (1.0, 5.0)
     assert low * whole <= sent <= high * whole, f"{sent / whole:.2f} times the parameters"
+
+
+def test_results_are_kept_for_the_code_that_was_compiled(tmp_path, monkeypatch):
+    pytest.importorskip("libtpu")
+    source = tmp_path / "code" / "model.py"
+    source.parent.mkdir()
+    monkeypatch.setattr(compiling, "_SOURCES", (str(source.parent),))
+
+    def key(code: str) -> str:
+        source.write_text(code)
+        compiling.versions.cache_clear()
+        return compiling.key_of(SCORE)
+
+    try:
+        kept = compiling.Result(SCORE, {}, error="as it was")
+        first = key("x = 1")
+        (tmp_path / f"{first}.json").write_text(kept.to_json())
+        assert compiling.run_cell(SCORE, tmp_path) == kept
+        assert key("x = 2") != first
+        assert key("x = 1") == first
+    finally:
+        compiling.versions.cache_clear()

@@ -121,6 +121,18 @@ def test_scores_do_not_depend_on_how_they_are_computed(
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("scorer", [ASK, CAUSAL, SPAN], ids=["ask_llm", "causal", "span"])
+def test_scores_in_bfloat16_are_near(config, scorer, scan_layers, scores_of):
+    # Rows of a program are several: a CPU has no kernel for some products of bfloat16 in batches.
+    expected = scores_of(scorer)
+    changes = {"dtype": "bfloat16", "scan_layers": scan_layers, "batch_rows": 32}
+    found = run(config, scorer=scorer, **changes)
+    name = expected.column_names[2]
+    exact, ours = (t[name].combine_chunks().fill_null(0).to_numpy() for t in (expected, found))
+    assert 0 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 1e-2
+
+
 def test_the_residual_stream_may_be_bfloat16_too(config, tmp_path, scores_of):
     exact = scores_of(ASK)["ask_llm_yes"].combine_chunks().fill_null(0).to_numpy()
 
