@@ -29,9 +29,9 @@ from models.layers import (
     Stack,
     add,
     dropout,
-    einsum,
     split_key,
 )
+from models.logits import vocabulary_logits
 from models.partitioning import constrain
 
 _RESIDUAL = ("batch", "length", "embed")
@@ -195,11 +195,7 @@ class DecoderLM(nnx.Module):
 
     def logits(self, hidden) -> jax.Array:
         """Hidden states [batch, length, d_model] -> float32 [batch, length, vocab]."""
-        kernel, scale = self.output_embedding()
-        logits = einsum("bld,dv->blv", hidden, kernel, jnp.float32) * scale
-        if self.config.logit_softcap is not None:
-            logits = jnp.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
-        return constrain(logits, ("batch", "length", "vocab"))
+        return vocabulary_logits(hidden, *self.output_embedding(), self.config.logit_softcap)
 
     def output_embedding(self) -> tuple[jax.Array, float]:
         """The kernel [d_model, vocab] and the scale of `logits`, for losses that work in chunks."""

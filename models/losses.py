@@ -7,10 +7,6 @@
   than `chunk` tokens. Under differentiation `chunked_cross_entropy` computes its gradients during
   the forward pass, chunk by chunk, while the logits are there: three matrix products, like the
   plain loss, and none twice.
-- Logits are float32: the kernel is cast to hidden's dtype and the product accumulated in float32.
-- The gradient towards hidden states sums over the vocabulary. In float32 and over 65,536 words the
-  chunked loss adds it up in `_SUMMANDS` parts: one running sum over 256,000 words, which the plain
-  loss has, is off by 1e-6 of the largest gradient (against float64), this by half of that.
 """
 
 import functools
@@ -20,10 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.layers import einsum
-from models.partitioning import constrain, parts
-
-_SUMMANDS = 16
+from models.logits import vocabulary_logits
 
 Sums = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 
@@ -180,39 +173,7 @@ def _sums(losses, statistics, weights) -> Sums:
 
 
 def _logits(hidden, kernel, settings):
-    vocab = kernel.shape[1]
-    in_parts = vocab > 2**16 and vocab % _SUMMANDS == 0 and _SUMMANDS % parts("vocab") == 0
-    if in_parts and hidden.dtype == jnp.float32:
-        logits = _product(hidden, kernel) * settings.scale
-    else:
-        logits = einsum("bld,dv->blv", hidden, kernel, jnp.float32) * settings.scale
-    if settings.softcap is not None:
-        logits = jnp.tanh(logits / settings.softcap) * settings.softcap
-    return constrain(logits, ("batch", "length", "vocab"))
-
-
-@jax.custom_vjp
-def _product(hidden, kernel):
-    """[batch, length, d_model] x [d_model, vocab] in float32, differentiated in parts."""
-    return einsum("bld,dv->blv", hidden, kernel)
-
-
-def _product_forward(hidden, kernel):
-    return _product(hidden, kernel), (hidden, kernel)
-
-
-def _product_backward(saved, gradient):
-    hidden, kernel = saved
-    in_parts = (_SUMMANDS, kernel.shape[1] // _SUMMANDS)
-    summands = einsum(
-        "blnv,dnv->nbld",
-        gradient.reshape(*gradient.shape[:2], *in_parts),
-        kernel.reshape(kernel.shape[0], *in_parts),
-    )
-    return jnp.sum(summands, axis=0), einsum("bld,blv->dv", hidden, gradient, kernel.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
+    return vocabulary_logits(hidden, kernel, settings.scale, settings.softcap)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -28,6 +28,7 @@ from models.layers import (
     einsum,
     split_key,
 )
+from models.logits import vocabulary_logits
 from models.partitioning import constrain
 
 _EMBEDDING_INIT = jax.nn.initializers.normal(1.0)
@@ -242,9 +243,7 @@ class T5(nnx.Module):
 
     def logits(self, hidden) -> jax.Array:
         """Hidden states [batch, length, d_model] -> float32 [batch, length, vocab]."""
-        kernel, scale = self.output_embedding()
-        logits = einsum("bld,dv->blv", hidden, kernel, jnp.float32) * scale
-        return constrain(logits, ("batch", "length", "vocab"))
+        return vocabulary_logits(hidden, *self.output_embedding())
 
     def output_embedding(self) -> tuple[jax.Array, float]:
         """The kernel [d_model, vocab] and the scale of `logits`, for losses that work in chunks."""
