@@ -124,7 +124,7 @@ def _forward(query, key, value, bias, kept, query_segments, key_segments, causal
                 index = at + jnp.arange(query_block)
                 mask &= index[:, None] >= start + jnp.arange(size)[None]
 
-            def head(number):
+            def head(number, out):
                 place = number * head_dim
                 of_key = number // group * head_dim
                 q = _cut(query, (row, at, place), (1, query_block, head_dim))[0]
@@ -147,10 +147,13 @@ def _forward(query, key, value, bias, kept, query_segments, key_segments, causal
                 attended = einsum("qk,kd->qd", weights.astype(dtype), v, jnp.float32)
                 if dtype == jnp.float32:
                     attended = attended / total
-                return _bits(attended.astype(dtype))
+                attended = _bits(attended.astype(dtype))
+                return jax.lax.dynamic_update_slice(
+                    out, attended, (0, place), allow_negative_indices=False
+                )
 
-            of_heads = jax.lax.map(head, jnp.arange(heads))
-            return of_heads.swapaxes(0, 1).reshape(query_block, heads * head_dim)
+            out = jnp.zeros((query_block, heads * head_dim), query.dtype)
+            return jax.lax.fori_loop(0, heads, head, out)
 
         return run
 
@@ -215,7 +218,7 @@ def _whole_blocks(x, block, axis=1):
 
 
 def _cut(x, start, shape):
-    return jax.lax.dynamic_slice(x, start, shape)
+    return jax.lax.dynamic_slice(x, start, shape, allow_negative_indices=False)
 
 
 def _bits(x):
