@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--arms", default="winnow,padded,sorted,ctranslate2")
     options = parser.parse_args()
     torch.set_num_threads(available_cpus())
+    device.use_cores(options.batch_rows)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         corpus = make_corpus(place, options.documents)

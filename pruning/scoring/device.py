@@ -6,15 +6,19 @@ Choices
 - One shape of batch, hence one program; it is compiled before the first batch, so that the time it
   takes is known apart, and kept in a cache on disk.
 - On a CPU a batch is computed a few rows after the other: what they leave between two operations
-  stays in the cache, where a whole batch's would be written to memory and read again.
+  stays in the cache, where a whole batch's would be written to memory and read again. Every core is
+  a device (`use_cores`); they share one copy of the parameters.
 - Without mesh axes all devices hold the whole model and a part of the rows; `fsdp` splits the
   parameters, `tensor` every layer: see models/partitioning.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +29,7 @@ import numpy as np
 
 from models import checkpoints, flops, partitioning, weights
 from models.model import Model
+from pruning.parallel import available_cpus
 from pruning.scorers import Prepared, ScoreError
 
 _CPU_TOKENS = 1024  # of a device, at a time
@@ -57,6 +62,21 @@ class Loaded:
             )
 
 
+def use_cores(rows: int) -> None:
+    """Where CPUs compute: makes a device of every core, as far as they divide `rows` of a batch.
+
+    One device of many cores leaves most of them idle in all operations that are too small to be
+    split. Call it before JAX starts; later, and where the number of devices was given
+    (JAX_NUM_CPU_DEVICES, XLA_FLAGS), it changes nothing.
+    """
+    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if given or jax.config.jax_num_cpu_devices >= 0:  # type: ignore[attr-defined]
+        return
+    fitting = max(n for n in range(1, available_cpus() + 1) if rows % n == 0)
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        jax.config.update("jax_num_cpu_devices", fitting)
+
+
 def load(
     path: str,
     dtype: str,
@@ -74,10 +94,14 @@ def load(
       fsdp, tensor: mesh axes; the remaining devices are data-parallel.
       residual_dtype, scan_layers: see `models.config.RunConfig`.
     """
-    mesh = partitioning.make_mesh(
-        {"data": -1, "fsdp": fsdp, "tensor": tensor}, devices=jax.local_devices()
-    )
-    model, params = weights.load(path, dtype=dtype, mesh=mesh, scan_layers=scan_layers)
+    devices = jax.local_devices()
+    axes = {"data": -1, "fsdp": fsdp, "tensor": tensor}
+    mesh = partitioning.make_mesh(axes, devices)
+    shared = devices[0].platform == "cpu" and fsdp == tensor == 1
+    onto = partitioning.make_mesh(axes, devices[:1]) if shared else mesh
+    model, params = weights.load(path, dtype=dtype, mesh=onto, scan_layers=scan_layers)
+    if shared:
+        params = jax.tree.map(functools.partial(_on_all, mesh), params)
     model = Model(dataclasses.replace(model.config, dtype=dtype, residual_dtype=residual_dtype))
     digest = f"{checkpoints.fingerprints({'params': params})['params']:08x}"
     return Loaded(model, params, mesh, digest)
@@ -156,6 +180,14 @@ class Step:
             else:
                 answers.append(self._call(self._params, jax.device_put(some, self._sharding)))
         return answers[0] if len(answers) == 1 else jnp.concatenate(answers)
+
+
+def _on_all(mesh: jax.sharding.Mesh, leaf: jax.Array) -> jax.Array:
+    """A CPU's array on all CPUs of a mesh, in the same memory."""
+    host = np.asarray(leaf)
+    shards = [jax.device_put(host, device, may_alias=True) for device in mesh.devices.flat]
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, shards)
 
 
 def _bits(path: Any, leaf: jax.Array) -> jax.Array:

@@ -140,6 +140,8 @@ def run(config: ScoreConfig) -> Artefact | None:
 
     if config.compilation_cache is not None:
         runtime.cache_compilations(Path(config.compilation_cache).expanduser())
+    if config.fsdp == config.tensor == 1:
+        device.use_cores(config.batch_rows)
     loaded = device.load(
         config.model,
         config.dtype,

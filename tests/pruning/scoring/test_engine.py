@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,25 @@ def test_rows_may_be_computed_one_after_the_other(config, scores_of, monkeypatch
     for name in ("ask_llm_yes", "ask_llm_no"):
         a, b = (t[name].combine_chunks().fill_null(0).to_numpy() for t in (expected, found))
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_every_core_is_a_device_and_all_share_the_parameters(model_path):
+    code = f"""
+import jax
+from pruning.scoring import device
+device.available_cpus = lambda: 6
+device.use_cores(16)  # rows, which six cores do not divide
+params = device.load({str(model_path)!r}, "bfloat16").params
+device.use_cores(2)  # JAX has started
+places = [{{s.data.unsafe_buffer_pointer() for s in leaf.addressable_shards}}
+          for leaf in jax.tree.leaves(params)]
+print(jax.local_device_count(), max(map(len, places)))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert ran.stdout.split() == ["4", "1"], ran.stderr
 
 
 @pytest.fixture(scope="session")
