@@ -11,8 +11,8 @@
   quadratic buffer that the loop is there to avoid. It costs no time either, because writing and
   reading them back is as slow. Heads are the outer loop, so that the gradient of a head's bias adds
   up over rows in one buffer.
-- The bias depends on key - query alone. So one block's queries against keys all along a row's
-  length before and behind them hold all of it: `strip`, of which every block reads its part.
+- The bias depends on key - query alone. So one block's queries, against keys for a row's length
+  before and behind them, have all of it: a `strip`, of which every block reads its part.
 - The arithmetic is `attention.dot_product_attention`'s, in bfloat16 rounding included; in float32
   forward divides by the sum of the weights after the product with the values, which saves a pass.
 - bfloat16 arrays are sliced as integers. XLA's CPU backend slices no bfloat16: it would convert to
@@ -32,13 +32,15 @@ BLOCK = 128  # queries, and keys, at a time; 64 and 256 were slower
 
 
 def strip(queries: int, keys: int) -> tuple[int, int, int]:
-    """The bias that `looped_attention` wants: of so many queries, on so many keys, at an offset.
+    """The bias that `looped_attention` wants of a row of so many queries and keys.
 
-    Query i of the strip is at index offset + i of a row whose keys begin at index 0.
+    It is that of the row's last block of queries, on all keys before it and as many behind it as
+    the row has. Returns how many queries, how many keys, and the index of the first query, which
+    is what `attention.RelativePositionBias` is called with.
     """
     block = min(BLOCK, queries)
-    offset = _whole(queries, block) - block
-    return block, offset + _whole(keys, min(BLOCK, keys)), offset
+    offset = _rounded_up(queries, block) - block
+    return block, offset + _rounded_up(keys, min(BLOCK, keys)), offset
 
 
 def looped_attention(
@@ -60,7 +62,7 @@ def looped_attention(
       key, value: [batch, keys, kv_heads, head_dim]; kv_heads divides heads.
       query_segments, key_segments: int32 [batch, queries] and [batch, keys]; 0 hides a key. Any
         order is right; blocks are skipped where ids ascend along a row.
-      bias: float32 [1, heads, *strip(queries, keys)[:2]], or None.
+      bias: the `strip` of it, float32 [1, heads, block, keys before and behind]; or None.
       kept: what the weights of each key are multiplied with, float32 [batch, heads, keys]: dropout
         with one draw for all queries. Or None.
       causal: a query sees no key of a higher index.
@@ -207,13 +209,13 @@ def _sizes(blocks: int) -> list[int]:
     return sizes
 
 
-def _whole(length: int, block: int) -> int:
+def _rounded_up(length: int, block: int) -> int:
     return -(-length // block) * block
 
 
 def _whole_blocks(x, block, axis=1):
     """Zeros at the end of an axis, to a multiple of `block`."""
-    missing = _whole(x.shape[axis], block) - x.shape[axis]
+    missing = _rounded_up(x.shape[axis], block) - x.shape[axis]
     return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)]) if missing else x
 
 
@@ -236,7 +238,7 @@ def _backward(causal, scale, saved, gradient):
     queries, keys, group = query.shape[1], key.shape[1], query.shape[2] // key.shape[2]
     dtype = query.dtype
 
-    def whole(of_head):
+    def spelled_out(of_head):
         """One head's bias [queries, keys], from its strip."""
         block, _, offset = strip(queries, keys)
         blocks = (of_head[:, offset - at :][:, :keys] for at in range(0, queries, block))
@@ -245,7 +247,7 @@ def _backward(causal, scale, saved, gradient):
     def head(given):
         query, key, value, bias, kept, gradient = given
         if bias is not None:
-            bias, to_strip = jax.vjp(whole, bias)
+            bias, to_strip = jax.vjp(spelled_out, bias)
 
         def row(total, given):
             query, key, value, gradient = (_values(x) for x in given[:4])
