@@ -100,10 +100,10 @@ def load(
     shared = devices[0].platform == "cpu" and fsdp == tensor == 1
     onto = partitioning.make_mesh(axes, devices[:1]) if shared else mesh
     model, params = weights.load(path, dtype=dtype, mesh=onto, scan_layers=scan_layers)
-    if shared:
-        params = jax.tree.map(functools.partial(_on_all, mesh), params)
     model = Model(dataclasses.replace(model.config, dtype=dtype, residual_dtype=residual_dtype))
     digest = f"{checkpoints.fingerprints({'params': params})['params']:08x}"
+    if shared:
+        params = jax.tree.map(functools.partial(_on_all, mesh), params)
     return Loaded(model, params, mesh, digest)
 
 
