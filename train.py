@@ -1,39 +1,45 @@
-"""The trainer: pretraining and fine-tuning, one program read from top to bottom.
+"""The trainer: pretraining and fine-tuning in one program, to be read from top to bottom.
 
     python train.py --gin_file=configs/pretrain/t5_tiny.gin --gin.OUTPUT=runs/tiny
 
-Killed at any moment and started again by the same command, it goes on from its last checkpoint and
-ends with the same bits. Told to stop (SIGTERM), it saves and exits with code 75.
+A run that was killed resumes from its last checkpoint when the same command is started again, with
+bit-identical results. On SIGTERM it saves a checkpoint and exits with code 75.
 
-What a run leaves in its output directory:
+Files of a run, in its output directory:
 
-    config.json           the configuration, and the digests of the data it was given
-    winnow_model.json     the model's shape: the directory can be loaded as a model
+    config.json           the configuration and the digests of the data
+    winnow_model.json     the configuration of the model: the directory can be loaded as a model
     checkpoints/          see models/checkpoints.py
-    metrics.jsonl         a line per logged step, per evaluation, per event; each step once
-    result.json           written last; with it there is nothing left to do
+    metrics.jsonl         a line per logged step, evaluation and event; no step twice
+    result.json           written last; the run is then finished
 
 Choices
-- The state is one tree (step, parameters, optimiser state), donated to each step. Everything random
-  follows from (seed, step) and the data are index-addressed: the step is all that a resume needs.
-- Losses are sums over the global batch divided by its number of real target tokens, whatever the
-  mesh, the number of processes or of microbatches.
-- Metrics are read two steps late, so that the device never waits for the host.
+- The state is one tree (step, parameters, optimizer state), donated to each step. Random numbers
+  are functions of (seed, step), and data are addressed by step, so the step is the only position
+  that a checkpoint stores.
+- Losses are sums over the global batch divided by its number of target tokens, so they do not
+  depend on the mesh or on the numbers of processes and microbatches.
+- Metrics are read two steps late, so that devices do not wait for the host.
+- A run claims its output directory when everything before the first step has succeeded, and
+  releases it if the first step fails: the corrected command can then use the directory.
 """
 
 # --------------------------------------------------------------------------------------------------
-# Command line: parsed before the imports below, so that --help answers at once.
+# Command line: parsed before the slow imports below, so that --help answers at once.
 
 import argparse
 import sys
 
 from models import runtime
-from pruning import command, configuration
+from pruning.cli import command, configuration
+from pruning.store import progress
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="\n\n".join(command.settings_of("train"))
+        epilog="\n\n".join(
+            [*command.flags_of("train", None, "train", sys.argv[1:]), *command.settings_of("train")]
+        )
         if {"-h", "--help"} & set(sys.argv)
         else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,6 +48,7 @@ if __name__ == "__main__":
     configuration.add_arguments(parser)
     runtime.add_arguments(parser)
     ARGUMENTS, UNKNOWN = parser.parse_known_args()
+    IMPORTS = progress.Phase("train: importing its modules")
 
 import collections
 import contextlib
@@ -62,9 +69,10 @@ import numpy as np
 import optax
 from etils import epath
 
-from models import losses, partitioning, weights
+from models import losses, partitioning, terminal, weights
 from models.checkpoints import MODEL_FILE, Checkpoints, Retention, read_config, write_config
-from models.config import NAMED, DecoderConfig, T5Config, from_dict
+from models.compiler_options import compiler_options
+from models.config import DecoderConfig, T5Config, from_dict
 from models.flops import peak_flops, training_flops
 from models.model import Model
 from models.optimizers import (
@@ -77,11 +85,13 @@ from models.optimizers import (
     WarmupLinear,
     state_axes,
 )
-from pruning import progress
-from pruning.artefact import config_of, differences, digest_of, write_text
-from pruning.examples import ExamplesConfig
-from pruning.seqio_data import SeqioConfig
-from pruning.stream import stream
+from models.published import NAMED
+from pruning.data import stream
+from pruning.data.examples import ExamplesConfig
+from pruning.data.seqio_data import SeqioConfig
+from pruning.scores.model import loading
+from pruning.store.atomic import write_text
+from pruning.store.manifest import added_setting, config_of, digest_of, require_same_configuration
 
 # --------------------------------------------------------------------------------------------------
 # Configuration
@@ -92,44 +102,47 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-      output: the run's directory.
-      data: @Stream(), @Examples() or @Seqio(). In code: what has `open(index, count)`, giving an
-        object whose `batch(step)` is a dictionary of NumPy arrays: this process's rows of global
-        batch `step`, as a pure function. Of that object are used, where it has them, `inputs` (name
-        -> {"path", "digest"}), as part of the run's identity; `num_batches`, where evaluation ends;
-        `token_bytes` (integers [ids], the bytes of text that an id stands for), for bits per byte.
-      steps: updates to make.
-      model: a published size (models/config.py), @T5Config() or @DecoderConfig().
-      initial_weights: whatever models.weights.load reads, to go on from; the model is theirs,
-        unless `model` is given too.
-      fresh: regular expressions of parameters ("decoder/.*") that are drawn anew instead of taken
-        from `initial_weights`; where `model` is given too, the two may differ in these alone.
-      eval_data: name -> data as above; the same batches at every evaluation.
-      eval_every, checkpoint_every: in steps; both also happen at the end.
-      eval_batches: how many at most, from each of `eval_data`.
-      keep: @Retention(), which checkpoints stay; its metrics are named "<eval name>/loss" and
+      output: directory of the run.
+      data: @Stream(), @Examples() or @Seqio(). In code: an object with `open(index, count)`, which
+        returns an object whose pure function `batch(step)` gives NumPy arrays by feature: the rows
+        of this process in global batch `step`. Optional attributes of the opened object: `inputs`
+        (name -> {"path", "digest"}), part of the run's identity; `num_batches`, the length of an
+        evaluation; `token_bytes` (integers [ids], bytes of text per id), for bits per byte.
+      steps: number of updates.
+      model: a published size (models/published.py), @T5Config() or @DecoderConfig().
+      initial_weights: path or hub name of the weights to start from, as models.weights.load reads
+        them; the model is theirs unless `model` is given too.
+      fresh: regular expressions of parameters ("decoder/.*") that are initialized instead of taken
+        from `initial_weights`; if `model` is given too, the two may differ in these alone.
+      eval_data: name -> data as above; every evaluation uses the same batches.
+      eval_every, checkpoint_every: steps between evaluations and between checkpoints; both also
+        happen after the last step.
+      eval_batches: maximal number of batches of an evaluation, for each of `eval_data`.
+      keep: @Retention(), the checkpoints to keep; metrics are named "<eval name>/loss" and
         "<eval name>/bits_per_byte".
       optimizer: @Adafactor(), @AdamW() or @Muon().
-      clip_norm: global norm to which gradients are clipped; None: they are not.
-      microbatches: parts that a batch is processed in, one after another.
-      z_loss: weight of log(normaliser)^2 in the objective.
-      label_smoothing: of the targets in training.
-      dropout: overrides the model's; T5 pretrains without and fine-tunes with 0.1.
-      dtype: overrides the model's compute dtype; parameters are float32 always.
-      gradient_dtype: in which devices add up their gradients of kernels. "bfloat16", which wants
-        that compute dtype, halves what they send each other, and rounds each device's sum once.
-      remat, scan_layers: override the model's.
-      loss_chunk: target tokens whose logits are in memory at a time; None: all of them.
-      seed: of the initial parameters and of dropout.
-      mesh: sizes of data, fsdp and tensor; -1 takes what remains.
-      rules: changes to partitioning.RULES; {"length": ("tensor",)} splits what is between products
-        along the sequence.
-      log_every: steps from one line of metrics to the next.
-      profile: (first, last): the steps between them are recorded for the profiler, in
-        <output>/profile. So are the next five whenever the process gets SIGUSR1.
-      tensorboard: also write <output>/tensorboard; wants the "tensorboard" extra.
+      clip_norm: global norm to which gradients are clipped; None for no clipping.
+      microbatches: number of parts of a batch that are processed one after another.
+      z_loss: weight of log(normalizer)^2 in the objective.
+      label_smoothing: label smoothing in training.
+      dropout: overrides the model's dropout rate; T5 pretrains with 0 and fine-tunes with 0.1.
+      dtype: overrides the model's compute dtype; parameters are always float32.
+      gradient_dtype: dtype of the gradient all-reduce of kernels. "bfloat16", which requires this
+        compute dtype, halves the communication and rounds the sum of each device once.
+      remat, scan_layers, attention: override those of the model.
+      loss_chunk: number of target tokens whose logits are in memory at a time; None for all.
+      seed: seed of the initial parameters and of dropout.
+      mesh: sizes of data, fsdp and tensor; -1 takes the remaining devices.
+      rules: changes to partitioning.RULES; {"length": ("tensor",)} shards activations between
+        matrix products along the sequence.
+      log_every: steps between lines of metrics.
+      profile: (first, last): record the steps between them for the profiler, in <output>/profile.
+        SIGUSR1 records the next five steps.
+      tensorboard: also write <output>/tensorboard; requires the extra "tensorboard".
       compilation_cache: directory of compiled programs, shared by runs.
-      compiler_options: of XLA's, for the training step; docs/tpu.md has some that help.
+      compiler_options: XLA options of the training step; docs/tpu.md lists useful ones.
+      tokenizer: that of `initial_weights`, where none lies beside them: a SentencePiece file, a
+        tokenizer.json, a model's directory, "bytes", or "corpus" for that of the data.
     """
 
     output: str
@@ -162,12 +175,14 @@ class TrainConfig:
     tensorboard: bool = False
     compilation_cache: str | None = None
     compiler_options: Mapping[str, str | int | bool] = dataclasses.field(default_factory=dict)
+    tokenizer: str | None = added_setting(None)
+    attention: str | None = added_setting(None)
 
     def __post_init__(self):
         if self.model is None and self.initial_weights is None:
             raise ValueError("set Train.model, or Train.initial_weights, or both")
         if self.fresh and self.initial_weights is None:
-            raise ValueError("Train.fresh says what not to take from Train.initial_weights: set it")
+            raise ValueError("Train.fresh requires Train.initial_weights")
         if isinstance(self.model, str) and self.model not in NAMED:
             raise ValueError(f"unknown model {self.model!r}; known: {', '.join(sorted(NAMED))}")
         for name in ("steps", "eval_every", "eval_batches", "checkpoint_every", "log_every"):
@@ -182,20 +197,21 @@ class TrainConfig:
                 )
             if self.checkpoint_every % self.eval_every:
                 raise ValueError(
-                    "Retention.best wants an evaluation with each checkpoint: make "
+                    "Retention.best requires an evaluation with each checkpoint: make "
                     "Train.checkpoint_every a multiple of Train.eval_every"
                 )
 
 
-# What may change between two starts of a run: it changes no number that the run computes.
+# Settings that may change when a run is resumed: they do not change its results.
 FREE = {
     "output",
-    "steps",  # may grow
+    "steps",  # may only grow
     "checkpoint_every",
     "keep",
     "mesh",
     "rules",
     "remat",
+    "attention",
     "log_every",
     "profile",
     "tensorboard",
@@ -203,7 +219,8 @@ FREE = {
     "compiler_options",
 }
 
-# What a configuration file may speak of.
+# Names in configuration files.
+NAME = "Train"
 CONFIGURABLES = {
     "Train": TrainConfig,
     "Retention": Retention,
@@ -223,7 +240,7 @@ CONFIGURABLES = {
 
 
 class RunError(RuntimeError):
-    """The run cannot start or go on; the message says why and what to do."""
+    """A run that cannot start or continue; the message gives the reason and a remedy."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -231,9 +248,9 @@ class RunError(RuntimeError):
 
 
 class State(NamedTuple):
-    """What a step takes and gives; also trees like it, of shapes, axes or shardings."""
+    """State of training; also trees of the same structure, of shapes, axes or shardings."""
 
-    step: Any  # int32 scalar: updates done
+    step: Any  # int32 scalar: number of updates so far
     params: Any
     opt_state: Any
 
@@ -242,6 +259,7 @@ Step = Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]
 
 
 def make_optimizer(config: TrainConfig, model: Model) -> optax.GradientTransformation:
+    """Return the optimizer, with gradient clipping if configured."""
     optimizer = config.optimizer.build(model.logical_axes())
     if config.clip_norm is None:
         return optimizer
@@ -254,7 +272,7 @@ def abstract_state(
     mesh: jax.sharding.Mesh,
     rules: partitioning.Rules = partitioning.RULES,
 ) -> State:
-    """Shapes, dtypes and shardings of the state: enough to compile for it or to restore it."""
+    """Return shapes, dtypes and shardings of the state, for compilation and for restoring."""
     params, param_axes = model.shapes(), model.logical_axes()
     opt_state = jax.eval_shape(optimizer.init, params)
     shapes = State(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
@@ -267,7 +285,7 @@ def abstract_state(
 
 
 def taken_over(config: TrainConfig, shapes: Any, given: Any) -> Any:
-    """The part of `given` weights that a model of these `shapes` begins with; None elsewhere.
+    """Return the leaves of `given` that a model of these `shapes` starts with; None elsewhere.
 
     Raises:
         RunError: weights and model differ in parameters that Train.fresh does not name.
@@ -284,13 +302,13 @@ def taken_over(config: TrainConfig, shapes: Any, given: Any) -> Any:
             f"{config.initial_weights} does not fit the model:"
             + "".join(f"\n  {line}" for line in unlike[:10])
             + (f"\n  and {len(unlike) - 10} more" if unlike[10:] else "")
-            + "\nName in Train.fresh what is to be drawn anew."
+            + "\nName the parameters to initialize in Train.fresh."
         )
     drawn = [path for path in wanted if fresh.fullmatch(path)]
     if config.fresh and not drawn:
         raise RunError(f"Train.fresh {list(config.fresh)} names no parameter of the model")
     if drawn:
-        _say(f"drawn anew: {', '.join(drawn[:5])}{', ...' if drawn[5:] else ''} ({len(drawn)})")
+        _say(f"initialized: {', '.join(drawn[:5])}{', ...' if drawn[5:] else ''} ({len(drawn)})")
     return jax.tree_util.tree_map_with_path(
         lambda path, _: None if fresh.fullmatch(_path(path)) else held[_path(path)], shapes
     )
@@ -313,7 +331,7 @@ def _shape(leaves: Mapping[str, Any], path: str) -> str:
 
 
 def token_sums(config: TrainConfig, model: Model, params: Any, batch: dict, key: Any) -> tuple:
-    """Loss of a batch as a sum over its target tokens, and the sums that metrics are made of."""
+    """Return the loss of a batch, summed over its target tokens, and sums for metrics."""
     module = model.bind(params)
     hidden = module.forward(batch, dropout_key=key)  # [batch, length, d_model]
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
@@ -321,10 +339,8 @@ def token_sums(config: TrainConfig, model: Model, params: Any, batch: dict, key:
     if config.loss_chunk is None:
         loss, count, sums = losses.cross_entropy(module.logits(hidden), *terms)
     else:
-        kernel, scale = module.output_embedding()
-        softcap = getattr(model.config, "logit_softcap", None)
         loss, count, sums = losses.chunked_cross_entropy(
-            hidden, kernel, *terms, chunk=config.loss_chunk, scale=scale, softcap=softcap
+            hidden, module.output_head(), *terms, chunk=config.loss_chunk
         )
     return loss, sums | {"objective": loss, "target_tokens": count}
 
@@ -332,16 +348,20 @@ def token_sums(config: TrainConfig, model: Model, params: Any, batch: dict, key:
 def make_train_step(
     config: TrainConfig, model: Model, optimizer: optax.GradientTransformation
 ) -> Step:
-    """One update. (state, batch) -> (state, metrics); metrics are float32 scalars."""
+    """Return the function of one update: (state, batch) -> (state, metrics), float32 scalars.
+
+    Raises:
+        RunError: Train.gradient_dtype does not fit the compute dtype.
+    """
     if config.gradient_dtype not in ("float32", model.config.dtype):
         raise RunError(
-            f"Train.gradient_dtype {config.gradient_dtype!r} wants Train.dtype to be the same, not "
+            f"Train.gradient_dtype {config.gradient_dtype!r} requires the same Train.dtype, not "
             f"{model.config.dtype!r}"
         )
 
-    def given(path, parameter):
-        # A gradient comes out in its parameter's dtype. Tables stay float32: looking up adds many
-        # rows onto few.
+    def in_gradient_dtype(path, parameter):
+        # Gradients have the dtypes of parameters. Tables stay float32, because the gradient of a
+        # look-up adds many rows into few.
         kernel = path[-1].key == "kernel"
         return parameter.astype(config.gradient_dtype) if kernel else parameter
 
@@ -349,13 +369,13 @@ def make_train_step(
         dropout_key = key if model.config.dropout_rate else None
         gradients, sums = jax.grad(
             lambda p: token_sums(config, model, p, batch, dropout_key), has_aux=True
-        )(jax.tree_util.tree_map_with_path(given, params))
+        )(jax.tree_util.tree_map_with_path(in_gradient_dtype, params))
         return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), sums
 
     def accumulated(params, batch, key):
-        """Gradients and sums, one microbatch after another."""
+        """Return gradients and sums, accumulated over microbatches."""
 
-        # Microbatch m has rows m, m + microbatches, ...: each device keeps the rows it has.
+        # Microbatch m has the rows m, m + microbatches, ..., so that rows stay on their devices.
         def split(x):
             rows = x.reshape(-1, config.microbatches, *x.shape[1:])
             return jnp.moveaxis(rows, 1, 0)  # [microbatches, rows, ...]
@@ -372,8 +392,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         compute = gradients_of if config.microbatches == 1 else accumulated
         gradients, sums = compute(state.params, batch, key)
-        # NOTE: the number of real target tokens of the whole global batch; a sum instead of this
-        # mean would be hidden by Adafactor and would ruin AdamW.
+        # NOTE: target tokens of the whole global batch. Without this division Adafactor would
+        # train as well, but AdamW would not.
         count = jnp.maximum(sums["target_tokens"], 1.0)
         gradients = jax.tree.map(lambda g: g / count, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -393,7 +413,7 @@ def make_train_step(
 
 
 def _given_tokens(batch: dict[str, jax.Array], model: Model) -> jax.Array | float:
-    """Real tokens that an encoder reads."""
+    """Return the number of tokens that an encoder reads, padding excluded."""
     if "encoder_input_tokens" not in batch:
         return 0.0
     return jnp.sum(batch["encoder_input_tokens"] != model.config.pad_id, dtype=jnp.float32)
@@ -402,19 +422,19 @@ def _given_tokens(batch: dict[str, jax.Array], model: Model) -> jax.Array | floa
 def compiled(
     config: TrainConfig, train_step: Step, shardings: State, mesh: jax.sharding.Mesh
 ) -> Any:
-    """`train_step` under jit, the state donated. What tpu/compile.py compiles without devices."""
+    """Return `train_step` under jit with a donated state; tpu/compile.py compiles the same."""
     return jax.jit(
         train_step,
         out_shardings=(shardings, partitioning.replicated(mesh)),
         donate_argnums=0,
-        compiler_options=dict(config.compiler_options) or None,
+        compiler_options=compiler_options(mesh, config.compiler_options) or None,
     )
 
 
 def make_eval_step(config: TrainConfig, model: Model) -> Callable:
-    """(params, batch, token_bytes) -> sums over the batch's target tokens, without dropout.
+    """Return (params, batch, token_bytes) -> sums over the batch's target tokens, no dropout.
 
-    `token_bytes` int32 [ids] or None: with it, "bytes" is among the sums.
+    `token_bytes` is int32 [ids] or None; with it the sums include "bytes".
     """
 
     def eval_step(params: Any, batch: dict[str, jax.Array], token_bytes: Any) -> dict:
@@ -429,7 +449,7 @@ def make_eval_step(config: TrainConfig, model: Model) -> Callable:
 
 
 def summary(sums: Mapping[str, float]) -> dict[str, float]:
-    """Sums over the target tokens of an evaluation set -> what is said of it."""
+    """Return the metrics of an evaluation set from sums over its target tokens."""
     count = max(sums["target_tokens"], 1.0)
     loss = sums["nll"] / count
     found = {
@@ -439,62 +459,91 @@ def summary(sums: Mapping[str, float]) -> dict[str, float]:
         "target_tokens": int(count),
     }
     if sums.get("bytes"):
-        # All that the targets cost, sentinels and ends included, over the text that they stand for.
+        # The loss of all targets, sentinels and EOS included, over the bytes of their text.
         found["bits_per_byte"] = sums["nll"] / math.log(2) / sums["bytes"]
     return found
 
 
 # --------------------------------------------------------------------------------------------------
-# What the run is, what it has done
+# The output directory: configuration, metrics
 
 
-def claim(config: TrainConfig, data: Mapping[str, Any]) -> tuple[str, dict | None]:
-    """Take the output directory: new, or begun with this same configuration.
+class Claim:
+    """The claim of a run on its output directory: config.json.
 
-    Args:
-        data: the opened data by name.
-
-    Returns:
-        The configuration's digest, and the content of result.json where the run is finished.
-
-    Raises:
-        RunError: the directory was begun with another configuration.
+    Attributes:
+      digest: digest of the configuration and of the data.
+      finished: content of result.json if the run is finished, else None.
     """
-    run = epath.Path(config.output)
-    operative = config_of(config)
-    inputs = {name: getattr(opened, "inputs", {}) for name, opened in data.items()}
-    identity = {name: value for name, value in operative.items() if name not in FREE}
-    identity["inputs"] = {
-        name: {key: value["digest"] for key, value in given.items()}
-        for name, given in inputs.items()
-    }
-    file = run / "config.json"
-    if file.exists():
-        begun = json.loads(file.read_text())
-        changes = differences(begun["identity"], json.loads(json.dumps(identity)))
-        if begun["train"]["steps"] > config.steps:
-            changes.append(f"steps: {begun['train']['steps']} -> {config.steps} (may only grow)")
-        if changes:
-            raise RunError(
-                f"{run} was begun with another configuration:"
-                + "".join(f"\n  {change}" for change in changes)
-                + "\nGive another output, or delete this one."
-            )
-    if jax.process_index() == 0:
-        run.mkdir(parents=True, exist_ok=True)
-        value = {"train": operative, "inputs": inputs, "identity": identity}
-        write_text(file, json.dumps(value, indent=1, sort_keys=True) + "\n")
-    result_file = run / "result.json"
-    result = json.loads(result_file.read_text()) if result_file.exists() else None
-    done = result is not None and result["steps"] == config.steps
-    return digest_of(identity), result if done else None
+
+    def __init__(self, config: TrainConfig, data: Mapping[str, Any]):
+        """Check the directory; write nothing.
+
+        Args:
+            data: the opened data by name.
+
+        Raises:
+            ConfigurationChanged: the directory belongs to a run with another configuration.
+        """
+        self._run = epath.Path(config.output)
+        self._file = self._run / "config.json"
+        operative = config_of(config)
+        inputs = {name: getattr(opened, "inputs", {}) for name, opened in data.items()}
+        identity = {name: value for name, value in operative.items() if name not in FREE}
+        identity["inputs"] = {
+            name: {key: value["digest"] for key, value in given.items()}
+            for name, given in inputs.items()
+        }
+        self._content = {"train": operative, "inputs": inputs, "identity": identity}
+        self.digest = digest_of(identity)
+        self._new = not self._file.exists()
+        if not self._new:
+            self._check(_read_json(self._file), identity, config.steps)
+        result_file = self._run / "result.json"
+        result = _read_json(result_file) if result_file.exists() else None
+        done = result is not None and result["steps"] == config.steps
+        self.finished = result if done else None
+
+    def _check(self, begun: dict[str, Any], identity: dict[str, Any], steps: int) -> None:
+        fewer = f"steps: {begun['train']['steps']} -> {steps} (may only grow)"
+        further = [fewer] if begun["train"]["steps"] > steps else []
+        require_same_configuration(self._run, begun["identity"], identity, further=further)
+
+    def take(self, model: Mapping[str, Any]) -> None:
+        """Write config.json, and the configuration of the model if there is none."""
+        if jax.process_index() == 0:
+            self._run.mkdir(parents=True, exist_ok=True)
+            write_text(self._file, json.dumps(self._content, indent=1, sort_keys=True) + "\n")
+            if self._new or not (self._run / MODEL_FILE).exists():
+                write_config(self._run, model)
+
+    def keep(self) -> None:
+        """Keep the directory even if the run fails from here on."""
+        self._new = False
+
+    def release(self) -> None:
+        """Give up a directory that this process claimed and has not kept."""
+        if self._new and jax.process_index() == 0:
+            for name in ("config.json", MODEL_FILE, "metrics.jsonl"):
+                (self._run / name).unlink(missing_ok=True)
+
+
+def _read_json(file: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file} is damaged ({error}): delete it or give another output") from error
+    wanted = {"config.json": ("train", "identity"), "result.json": ("steps",)}[file.name]
+    if not isinstance(value, dict) or any(name not in value for name in wanted):
+        raise RunError(f"{file} was not written by train.py: give another output")
+    return value
 
 
 class Metrics:
-    """metrics.jsonl. Opening it for a run restored at `step` drops what came after that step.
+    """The file metrics.jsonl of a run restored at `step`; lines of later steps are dropped.
 
     Attributes:
-      lines: every line kept or written, as dictionaries.
+      lines: all lines kept or written, as dictionaries.
     """
 
     def __init__(self, config: TrainConfig, step: int):
@@ -505,21 +554,24 @@ class Metrics:
         self._tensorboard: Any = None
         if self._writes:
             self.save()
-            # Object stores do not append: there the file is written anew at each checkpoint.
+            # Object stores cannot append: there the file is rewritten at each checkpoint.
             remote = "://" in os.fspath(self._path)
             self._file = None if remote else self._path.open("a")
             if config.tensorboard:
                 self._tensorboard = _tensorboard(epath.Path(config.output), step)
 
     def write(self, step: int, kind: str, **values: Any) -> None:
-        """`kind` is "train", "eval" or "event"."""
+        """Append a line; `kind` is "train", "eval" or "event"."""
         line = {"step": step, "kind": kind, **values}
         self.lines.append(line)
         if not self._writes:
             return
         if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise RunError(f"cannot write {self._path}: {error.strerror or error}") from error
         if self._tensorboard is not None:
             prefix = "/".join(filter(None, (kind, values.get("name"))))
             for name, value in values.items():
@@ -527,10 +579,11 @@ class Metrics:
                     self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
 
     def save(self) -> None:
-        """Write all lines anew, in one stroke."""
+        """Replace the file by all lines, atomically."""
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def checkpointed(self) -> None:
+        """Make the lines so far as durable as the checkpoint."""
         if self._writes and self._file is None:
             self.save()
         if self._tensorboard is not None:
@@ -541,6 +594,7 @@ class Metrics:
             writer.close()
 
     def last(self, kind: str, name: str | None = None) -> dict[str, Any]:
+        """Return the last line of a kind, and of an evaluation set; {} if there is none."""
         for line in reversed(self.lines):
             if line["kind"] == kind and (name is None or line["name"] == name):
                 return line
@@ -548,10 +602,16 @@ class Metrics:
 
 
 def _json_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; a killed process may have left half of one at its end."""
+    """Return the complete lines of a file; a killed process may have left a partial last one."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    try:
+        lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}): delete it or give another output") from error
+    if not all(isinstance(line, dict) and {"step", "kind"} <= line.keys() for line in lines):
+        raise RunError(f"{path} was not written by train.py: give another output")
+    return lines
 
 
 def _tensorboard(run: epath.Path, step: int) -> Any:
@@ -559,7 +619,7 @@ def _tensorboard(run: epath.Path, step: int) -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise RunError(
-            "Train.tensorboard wants tensorboardX: pip install 'winnow-lm[tensorboard]'"
+            "Train.tensorboard requires tensorboardX: pip install 'winnow-lm[tensorboard]'"
         ) from error
     return SummaryWriter(os.fspath(run / "tensorboard"), purge_step=step + 1)
 
@@ -567,7 +627,7 @@ def _tensorboard(run: epath.Path, step: int) -> Any:
 def prefetch(
     batch_of: Callable[[int], Any], steps: range, depth: int = 2
 ) -> Iterator[tuple[int, Any]]:
-    """(step, batch_of(step)) in order, made on a thread up to `depth` steps ahead."""
+    """Yield (step, batch_of(step)) in order, computed by a thread up to `depth` steps ahead."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as reader:
         pending: collections.deque = collections.deque()
         for step in steps:
@@ -581,17 +641,17 @@ def prefetch(
 
 
 class Meter:
-    """Reads the metrics of steps: checks them, adds them up, shows them, and has them written."""
+    """Reader of the metrics of steps, which checks, accumulates, displays and logs them."""
 
-    def __init__(self, metrics: Metrics, task: progress.Task | None, started: float):
-        self._metrics, self._task = metrics, task
-        before = metrics.last("train")  # of earlier starts of this run
+    def __init__(self, metrics: Metrics, claim: Claim, task: progress.Task | None, started: float):
+        self._metrics, self._claim, self._task = metrics, claim, task
+        before = metrics.last("train")  # from before a restart
         self._totals = {name: before.get(name, 0) for name in ("tokens", "target_tokens", "flops")}
-        self._clock = started - before.get("seconds", 0.0)  # reads as seconds spent on the run
+        self._clock = started - before.get("seconds", 0.0)  # start, as if without interruption
         self._peak = peak_flops(jax.devices()[0])
         self._unread: collections.deque = collections.deque()
         self._recent: collections.deque = collections.deque(maxlen=128)  # losses
-        # Since the first step ended (its time is compilation), and since the line written last.
+        # Since the end of the first step, which includes compilation, and since the last line.
         self._whole: _Interval | None = None
         self._logged: _Interval | None = None
 
@@ -599,13 +659,18 @@ class Meter:
         self._unread.append((step, values, flops, logged))
 
     def read(self, all_but: int = 0) -> None:
-        """Raises RunError, naming the step, when a loss or a gradient is not finite."""
+        """Read all but the newest steps.
+
+        Raises:
+            RunError: a loss or a gradient is not finite.
+        """
         while len(self._unread) > all_but:
             self._read(*self._unread.popleft())
+            self._claim.keep()  # a step has succeeded
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """What is done in this block does not count against the rates."""
+        """Exclude the time of a block from the rates."""
         began = time.monotonic()
         yield
         for interval in filter(None, (self._whole, self._logged)):
@@ -617,7 +682,7 @@ class Meter:
         if not (math.isfinite(loss) and math.isfinite(values["gradient_norm"])):
             raise RunError(
                 f"step {step}: loss {loss}, gradient norm {values['gradient_norm']}. Lower the "
-                "learning rate or clip the gradients; the checkpoints are from before it."
+                "learning rate or clip the gradients. The checkpoints are from earlier steps."
             )
         if len(self._recent) >= 32:
             mean, deviation = statistics.fmean(self._recent), statistics.pstdev(self._recent)
@@ -634,7 +699,7 @@ class Meter:
         ):
             self._totals[name] += amount
         now = time.monotonic()
-        rates: dict[str, float] = {}  # of the steps since the line written last
+        rates: dict[str, float] = {}  # of the steps since the last line
         shown: dict[str, Any] = {"loss": loss}
         if self._whole is None or self._logged is None:
             self._whole, self._logged = _Interval(now), _Interval(now)
@@ -655,7 +720,7 @@ class Meter:
 
 @dataclasses.dataclass
 class _Interval:
-    """Steps since a moment."""
+    """Tokens and FLOPs of the steps since a point in time."""
 
     since: float
     tokens: int = 0
@@ -674,9 +739,13 @@ class _Interval:
         return rates
 
 
+def _compiling() -> progress.Phase:
+    return progress.Phase("train: compiling the training step")
+
+
 def _say(message: str) -> None:
     if jax.process_index() == 0:
-        print(message, file=sys.stderr, flush=True)
+        terminal.say(message, error=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -684,7 +753,12 @@ def _say(message: str) -> None:
 
 
 def train(config: TrainConfig) -> dict[str, Any] | None:
-    """Make the run, or what is left of it. Returns what result.json holds; None if told to stop."""
+    """Run or resume a training run; return the content of result.json, or None if stopped.
+
+    Raises:
+        RunError: the run cannot start or continue.
+        CheckpointError: a checkpoint cannot be written.
+    """
     started = time.monotonic()
     runtime.cache_compilations(config.compilation_cache)
     run = epath.Path(config.output)
@@ -696,12 +770,13 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     reader = partitioning.batch_reader(mesh)
 
     # ---- data ------------------------------------------------------------------------------------
-    data = config.data.open(*reader)
-    eval_data = {name: value.open(*reader) for name, value in config.eval_data.items()}
-    config_digest, finished = claim(config, {"train": data, **eval_data})
-    if finished is not None:
+    with progress.Phase("train: opening the data"):
+        data = config.data.open(*reader)
+        eval_data = {name: value.open(*reader) for name, value in config.eval_data.items()}
+    claim = Claim(config, {"train": data, **eval_data})
+    if claim.finished is not None:
         _say(f"{run} is finished: nothing to do")
-        return finished
+        return claim.finished
 
     def from_(opened: Any) -> Callable[[int], dict[str, jax.Array]]:
         return lambda step: partitioning.global_batch(opened.batch(step), mesh)
@@ -724,15 +799,20 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             stacked = shape is None or shape.scan_layers
             if config.scan_layers is not None:
                 stacked = config.scan_layers
-            loaded, params = weights.load(
-                config.initial_weights, mesh=mesh, rules=rules, scan_layers=stacked
-            )
+            for name, opened in {"data": data, **eval_data}.items():
+                if (made_by := getattr(opened, "vocabulary", None)) is not None:
+                    loading.require_ids(config.initial_weights, made_by, name, config.tokenizer)
+            with progress.Phase(f"train: loading {config.initial_weights}"):
+                loaded, params = weights.load(
+                    config.initial_weights, mesh=mesh, rules=rules, scan_layers=stacked
+                )
             shape = shape or loaded.config
         overrides: dict[str, Any] = {
             "dropout_rate": config.dropout,
             "dtype": config.dtype,
             "remat": config.remat,
             "scan_layers": config.scan_layers,
+            "attention": config.attention,
         }
         given = {name: value for name, value in overrides.items() if value is not None}
         model = Model(dataclasses.replace(shape, **given))
@@ -741,7 +821,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             if sizes is not None and len(sizes) > model.config.vocab_size:
                 raise RunError(
                     f"{name} has a vocabulary of {len(sizes)} ids, the model one of "
-                    f"{model.config.vocab_size}: another model, or another corpus"
+                    f"{model.config.vocab_size}: give another model or another corpus"
                 )
         if params is not None:
             params = taken_over(config, model.shapes(), params)
@@ -766,11 +846,9 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             _say(f"{run}: continuing from step {first}")
         else:
             first = 0
-            state = jax.jit(initial_state, out_shardings=shardings, donate_argnums=0)(params)
-            if chief:
-                write_config(run, model.config.to_dict())
+            with progress.Phase("train: initializing the parameters"):
+                state = jax.jit(initial_state, out_shardings=shardings, donate_argnums=0)(params)
         del params, restored
-        metrics = left_open.enter_context(contextlib.closing(Metrics(config, first)))
 
         # ---- step --------------------------------------------------------------------------------
         train_step = make_train_step(config, model, optimizer)
@@ -778,7 +856,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         eval_step = jax.jit(make_eval_step(config, model))
 
         def evaluate(params: Any, step: int) -> dict[str, float]:
-            """Loss on each of the evaluation sets: what checkpoints are kept by."""
+            """Log the metrics of each evaluation set; return those that rank checkpoints."""
             measured = {}
             for name, opened in eval_data.items():
                 batches = min(config.eval_batches, getattr(opened, "num_batches", None) or math.inf)
@@ -793,16 +871,22 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                         measured[f"{name}/{metric}"] = found[metric]
             return measured
 
+        # ---- claim -------------------------------------------------------------------------------
+        left_open.callback(claim.release)
+        claim.take(model.config.to_dict())
+        metrics = left_open.enter_context(contextlib.closing(Metrics(config, first)))
+
         # ---- loop --------------------------------------------------------------------------------
         stopped = False
         shown = progress.track("train", config.steps, "steps", initial=first)
         with shown if chief else contextlib.nullcontext() as task:
-            meter = Meter(metrics, task, started)
+            meter = Meter(metrics, claim, task, started)
             for step, batch in prefetch(from_(data), range(first, config.steps)):
                 profiler.before(step)
-                state, values = train_step(state, batch)
+                with _compiling() if step == first else contextlib.nullcontext():
+                    state, values = train_step(state, batch)
                 flops = training_flops(model.config, jax.tree.map(jnp.shape, batch))
-                step += 1  # from here on: the number of updates done
+                step += 1  # from here on the number of updates
                 profiler.after(step, values)
 
                 last = step == config.steps
@@ -821,14 +905,14 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                     break
         checkpoints.wait()
         if stopped:
-            _say(f"{run}: stopped at step {step} as told; the same command goes on from there")
+            _say(f"{run}: stopped at step {step}; the same command continues from there")
             return None
 
         # ---- result ------------------------------------------------------------------------------
         final = metrics.last("train")
         result = {
             "steps": config.steps,
-            "config_digest": config_digest,
+            "config_digest": claim.digest,
             "parameters": model.parameter_count(),
             "loss": final["loss"],
             "eval": {
@@ -847,11 +931,26 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def main() -> int:
+    """Run the command line; return the exit status."""
+    IMPORTS.end()
     runtime.join(ARGUMENTS)
-    bindings = configuration.split_bindings(UNKNOWN)
-    config = configuration.build("Train", CONFIGURABLES, ARGUMENTS.gin_file, bindings)
-    return runtime.RESTART if train(config) is None else 0
+    files, bindings = configuration.read_arguments(
+        "train", None, *command.main_settings("train"), ARGUMENTS, UNKNOWN
+    )
+    config = configuration.build(NAME, CONFIGURABLES, files, bindings)
+    try:
+        return runtime.RESTART if train(config) is None else 0
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0][:300]
+        if reason.startswith("RESOURCE_EXHAUSTED"):
+            raise RunError(
+                f"out of device memory ({reason}). Shard the model (Train.mesh), recompute more "
+                "(Train.remat) or use smaller batches (Train.microbatches)"
+            ) from error
+        if "compile option" in reason:
+            raise RunError(f"Train.compiler_options: {reason}") from error
+        raise
 
 
 if __name__ == "__main__":
-    sys.exit(command.status(main))
+    sys.exit(command.exit_status(main))

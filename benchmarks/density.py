@@ -23,8 +23,8 @@ import numpy as np
 from real_vectors import vectors
 from scipy import stats
 
-from pruning.coverage.embeddings import loads, local_mesh
-from pruning.coverage.race import (
+from pruning.scores.space.embeddings import loads, local_mesh
+from pruning.scores.space.race import (
     Race,
     Sketch,
     collision_probability,

@@ -23,19 +23,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from models.config import NAMED
 from models.model import Model
-from pruning import progress
-from pruning.artefact import Build
-from pruning.corpus import KIND, Corpus, load_corpus, schema_of
-from pruning.scorers import Column, Documents, Prepared, Scorer, Scores
-from pruning.scorers.ask_llm import AskLLM
-from pruning.scorers.likelihood import Likelihood
-from pruning.scoring import engine, estimate
-from pruning.scoring.batches import Reader
-from pruning.scoring.batches import schema_of as scores_schema
-from pruning.scoring.packing import Side, Windows
-from pruning.vocabulary import Vocabulary
+from models.packing import Side, Windows
+from models.published import NAMED
+from pruning.corpus.layout import KIND, schema_of
+from pruning.corpus.reader import Corpus, load_corpus
+from pruning.corpus.vocabulary import Vocabulary
+from pruning.scores.model import engine, estimate
+from pruning.scores.model.ask_llm import AskLLM
+from pruning.scores.model.batches import Reader
+from pruning.scores.model.likelihood import Likelihood
+from pruning.scores.model.scorer import Documents, Prepared, Scorer, Scores
+from pruning.scores.score_set import Column
+from pruning.scores.score_set import schema_of as scores_schema
+from pruning.store import progress
+from pruning.store.build import Build
 
 ROW_GROUP = 1024  # documents
 
@@ -86,7 +88,7 @@ def main() -> None:
             scorers = {"ask_llm": AskLLM()} | scorers
         else:  # a question of about as many ids, in bytes
             scorers = {"ask_llm": AskLLM("#" * 79 + " {document}", ("y",), ("n",))} | scorers
-        manifest = corpus.artefact.manifest
+        manifest = corpus.artifact.manifest
         print(f"{manifest.rows:,} documents, {manifest.tokens:,} tokens")
         print(f"{'':24} documents/s   and core   padding   peak memory")
         for name in options.scorers.split(",") if options.scorers else scorers:
@@ -106,7 +108,7 @@ def feed(name, scorer, corpus: Corpus, vocabulary, options, directory: Path) -> 
     reader = Reader(corpus, None, prepared, row_lengths, options.batch_rows)
     shape = (options.batch_rows, row_lengths[-1], *prepared.answer_shape)
     answers = np.zeros(shape, np.float32)
-    inputs = {"corpus": corpus.artefact}
+    inputs = {"corpus": corpus.artifact}
     schema = scores_schema(prepared.columns)
     output = directory / name
     build = Build(output, engine.KIND, {}, inputs, corpus.num_shards, schema)
@@ -116,7 +118,7 @@ def feed(name, scorer, corpus: Corpus, vocabulary, options, directory: Path) -> 
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     build.finish()
     measured = sum_of(output)
-    documents = corpus.artefact.manifest.rows
+    documents = corpus.artifact.manifest.rows
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{name:24} {documents / wall:11,.0f} {documents / cpu:10,.0f}"

@@ -19,9 +19,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pruning import corpus
-from pruning.sources import JsonlSource
-from pruning.sources.document import Document
+from pruning.corpus import ingest
+from pruning.corpus.reader import load_corpus
+from pruning.corpus.sources import JsonlSource
+from pruning.corpus.sources.document import Document
+from pruning.corpus.vocabulary import load_vocabulary
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -46,7 +48,7 @@ def main() -> None:
         if isinstance(item, Document)
     ]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    vocabulary = corpus.load_vocabulary(given.vocabulary)
+    vocabulary = load_vocabulary(given.vocabulary)
     vocabulary.encode_batch(texts[:10])  # loads the library
 
     bare, whole = [], []
@@ -59,13 +61,13 @@ def main() -> None:
         copies = JsonlSource((f"{directory}/input",))
         for repeat in range(given.repeats):
             bare.append(cpu_seconds(lambda: vocabulary.encode_batch(texts)))
-            config = corpus.IngestConfig(
+            config = ingest.IngestConfig(
                 copies, given.vocabulary, f"{directory}/{repeat}", workers=1
             )
-            seconds = cpu_seconds(lambda config=config: corpus.run(config))
+            seconds = cpu_seconds(lambda config=config: ingest.run(config))
             whole.append(seconds / given.copies)
-            finished = corpus.load_corpus(Path(directory) / str(repeat))
-            assert finished.artefact.manifest.rows == given.copies * len(texts)
+            finished = load_corpus(Path(directory) / str(repeat))
+            assert finished.artifact.manifest.rows == given.copies * len(texts)
     ratio = statistics.median(b / w for b, w in zip(bare, whole, strict=True))
     print(f"{len(texts):,} documents, {megabytes:.1f} MB, medians of {given.repeats}, one core")
     for name, seconds in (("bare SentencePiece", bare), ("ingest", whole)):

@@ -26,8 +26,8 @@ import jax
 import numpy as np
 from real_vectors import vectors
 
-from pruning.coverage.clusters import first_centroids, fit
-from pruning.coverage.embeddings import loads, local_mesh
+from pruning.scores.space.clusters import first_centroids, fit
+from pruning.scores.space.embeddings import loads, local_mesh
 
 
 def ours(x: np.ndarray, clusters: int, iterations: int, seed: int) -> np.ndarray:

@@ -47,7 +47,7 @@ def limit_threads(threads: int) -> None:
 
 
 def compare(size: str, dtype: str, options) -> None:
-    from models.config import NAMED
+    from models.published import NAMED
 
     config = dataclasses.replace(NAMED[size], dtype=dtype, scan_layers=not options.unrolled)
     batch = tokens(config.vocab_size, options)

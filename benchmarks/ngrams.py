@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 
-from pruning.ngrams.hashing import Features, batches, hashed_ngrams
-from pruning.ngrams.linear import Bags, Linear
+from pruning.scores.text.hashing import Features, batches, hashed_ngrams
+from pruning.scores.text.linear import Bags, Linear
 
 DATA = Path(os.environ.get("WINNOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FEATURES = Features(2, 10_000)

@@ -20,13 +20,13 @@ from typing import Any
 import train
 from models.config import DecoderConfig
 from models.optimizers import Adafactor, AdamW, Muon, WarmupCosine
-from pruning import corpus
+from pruning.corpus import ingest
+from pruning.corpus.sources import JsonlSource
+from pruning.data.objectives import CausalLM
+from pruning.data.stream import StreamConfig
 from pruning.selection import select
 from pruning.selection.config import SelectConfig
 from pruning.selection.strategies import Split
-from pruning.sources import JsonlSource
-from pruning.stream.objectives import CausalLM
-from pruning.stream.stream import StreamConfig
 
 MODEL = DecoderConfig(
     vocab_size=384,
@@ -47,8 +47,8 @@ RATES: dict[str, tuple[type, tuple[float, ...]]] = {
 def data(text: Path, output: Path) -> tuple[StreamConfig, StreamConfig]:
     """Streams of 95% of the documents, for training, and of the others."""
     where = str(output / "corpus")
-    corpus.run(
-        corpus.IngestConfig(
+    ingest.run(
+        ingest.IngestConfig(
             source=JsonlSource((str(text),)), vocabulary="bytes", output=where, workers=1
         )
     )

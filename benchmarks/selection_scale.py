@@ -26,12 +26,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pruning import artefact, parallel, randomness
-from pruning import corpus as corpora
-from pruning.artefact import Build
+from pruning.corpus.layout import encoding_of
 from pruning.selection import select
 from pruning.selection.config import Quotas, SelectConfig
 from pruning.selection.strategies import InverseFrequency, InversePropensity, Random, Top
+from pruning.store import parallel, randomness
+from pruning.store.artifact import Artifact
+from pruning.store.build import Build, encoding_of_numbers
+from pruning.store.randomness import Stream
 
 PER_SHARD = 355_469
 DOMAINS = 64
@@ -83,7 +85,7 @@ def _write(directory: Path, documents: int) -> None:
     columns = [("doc_id", pa.int64()), ("n_tokens", pa.int32()), ("domain", pa.string())]
     config = {"documents": documents}
     schema = pa.schema(columns)
-    encoding = corpora.encoding_of(schema)
+    encoding = encoding_of(schema)
     corpus = Build(directory / "corpus", "corpus", config, {}, shards, schema, encoding)
     work = functools.partial(_write_corpus_shard, corpus, rows)
     parallel.run_shards(work, corpus.pending(), 0, lambda *_: None)
@@ -93,7 +95,7 @@ def _write(directory: Path, documents: int) -> None:
     columns += [("nll", pa.float32()), ("n_scored_tokens", pa.int32()), ("density", pa.float32())]
     inputs = {"corpus": opened}
     schema = pa.schema(columns)
-    encoding = artefact.numbers(schema)
+    encoding = encoding_of_numbers(schema)
     scores = Build(directory / "scores", "scores", config, inputs, shards, schema, encoding)
     work = functools.partial(_write_score_shard, scores, rows)
     parallel.run_shards(work, scores.pending(), 0, lambda *_: None)
@@ -126,7 +128,7 @@ def _write_corpus_shard(corpus: Build, rows: list[int], k: int, report: parallel
 def _write_score_shard(scores: Build, rows: list[int], k: int, report: parallel.Report) -> None:
     nll, density = (values[: rows[k]] * (1 + 1e-5 * k) for values in _scores(k % 16))
     ids = (np.int64(k) << 32) + np.arange(rows[k])
-    status = np.where(randomness.uniform(0, ids) < 0.01, 1, 0).astype(np.int32)
+    status = np.where(randomness.uniform(Stream.EXPERIMENT, 0, ids) < 0.01, 1, 0).astype(np.int32)
     with scores.shard(k) as shard:
         statuses = pa.DictionaryArray.from_arrays(pa.array(status), ["ok", "too_long"])
         values = {"doc_id": ids, "status": statuses}
@@ -142,7 +144,7 @@ def _select(directory: Path, name: str) -> None:
     settings = {"scores": str(directory / "scores"), "score": "nll_mean"} | RUNS[name]
     config = SelectConfig(str(directory / "corpus"), str(output), keep_tokens=0.2, **settings)
     started = time.perf_counter()
-    made: artefact.Artefact = select.run(config)
+    made: Artifact = select.run(config)
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_SELF)
     summary = made.manifest.summary

@@ -19,19 +19,24 @@ import os
 import tempfile
 from pathlib import Path
 
+from pruning.store.randomness import Stream
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
 import pyarrow as pa
 from real_vectors import DATA, semantic
 
-from pruning import artefact, corpus, randomness
-from pruning.corpus import Corpus, IngestConfig
-from pruning.coverage import kmeans, semdedup
-from pruning.coverage.kmeans import KMeansConfig
-from pruning.coverage.semdedup import SemDeDupConfig
-from pruning.scorers.embedding import Embedding
-from pruning.sources.jsonl import JsonlSource
+from pruning.corpus import ingest
+from pruning.corpus.ingest import IngestConfig
+from pruning.corpus.reader import Corpus
+from pruning.corpus.sources.jsonl import JsonlSource
+from pruning.scores.model.embedding import Embedding
+from pruning.scores.space import kmeans, semdedup
+from pruning.scores.space.kmeans import KMeansConfig
+from pruning.scores.space.semdedup import SemDeDupConfig
+from pruning.store import randomness
+from pruning.store.build import Build
 
 SHARES = (0.01, 0.02, 0.05, 0.1)
 EPSILONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
@@ -52,7 +57,7 @@ def main() -> None:
         at = Path(directory)
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (at / "texts.jsonl").write_text(lines)
-        ingested = corpus.run(
+        ingested = ingest.run(
             IngestConfig(
                 source=JsonlSource(paths=(str(at / "texts.jsonl"),)),
                 vocabulary=given.vocabulary,
@@ -77,7 +82,7 @@ def planted(documents: int) -> tuple[list[str], np.ndarray]:
     pairs = []
     for number in range(PER_SHARE * len(SHARES)):
         share = SHARES[number % len(SHARES)]
-        random = randomness.generator(0, number)
+        random = randomness.generator(Stream.EXPERIMENT, 0, number)
         changed = texts[number].split(" ")
         places = random.permutation(len(changed))[: max(1, round(share * len(changed)))]
         for place in places.tolist():
@@ -92,8 +97,8 @@ def write(path: Path, opened: Corpus, vectors: np.ndarray) -> Path:
     kind = pa.list_(pa.float32(), vectors.shape[1])
     word = pa.dictionary(pa.int8(), pa.string())
     schema = pa.schema([("doc_id", pa.int64()), ("status", word), ("embedding", kind)])
-    inputs = {"corpus": opened.artefact}
-    build = artefact.Build(path, "scores", {"embedding": "lsa"}, inputs, opened.num_shards, schema)
+    inputs = {"corpus": opened.artifact}
+    build = Build(path, "scores", {"embedding": "lsa"}, inputs, opened.num_shards, schema)
     first = 0
     for k in range(opened.num_shards):
         ids = opened.columns(k, ["doc_id"])["doc_id"]
@@ -109,8 +114,8 @@ def write(path: Path, opened: Corpus, vectors: np.ndarray) -> Path:
 
 
 def embed(at: Path, model: str) -> Path:
-    from pruning.scoring import engine
-    from pruning.scoring.engine import ScoreConfig
+    from pruning.scores.model import engine
+    from pruning.scores.model.engine import ScoreConfig
 
     engine.run(
         ScoreConfig(

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pruning import artefact
-from pruning.artefact import Build
+from pruning.corpus.blocks import Blocks
+from pruning.corpus.vocabulary import Vocabulary
+from pruning.data.objectives import CausalLM, Objective, SpanCorruption
+from pruning.data.stream import StreamConfig
 from pruning.selection import select
 from pruning.selection.config import SelectConfig
 from pruning.selection.strategies import Random
-from pruning.stream.blocks import Blocks
-from pruning.stream.objectives import CausalLM, Objective, SpanCorruption
-from pruning.stream.stream import StreamConfig
-from pruning.vocabulary import Vocabulary
+from pruning.store.artifact import Artifact
+from pruning.store.build import Build
 
 VOCABULARY = Vocabulary("bytes", b"", 125)
 BATCH = 128
@@ -177,7 +177,7 @@ def _write(path: Path, documents: int, mean_tokens: int) -> Path:
                 lists = pa.ListArray.from_arrays(ends, tokens)
                 shard.write({"doc_id": ids, "tokens": lists, "n_tokens": lengths.astype(np.int32)})
                 shard.tokens += int(ends[-1])
-    made: artefact.Artefact = build.finish(
+    made: Artifact = build.finish(
         {"vocabulary": VOCABULARY.describe(), "metadata": [], "documents": documents}
     )
     return Path(made.path)

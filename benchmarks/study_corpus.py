@@ -17,7 +17,7 @@ Choices
 - Documents are pieces of at most 2,000 characters, so that no kind rules by its length.
 - A near-duplicate is a document of the mixture with a few words replaced, three copies of each, so
   that it is found by likeness and not by equality.
-- Damage is that of pruning/damage.py, of all kinds, at two strengths.
+- Damage is that of pruning/scores/distilled/damage.py, of all kinds, at two strengths.
 - Everything follows from the order of the files and one seed.
 """
 
@@ -38,7 +38,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import xxhash
 
-from pruning.damage import KINDS, damaged
+from pruning.scores.distilled.damage import KINDS, damaged
 
 DATA = Path(os.environ.get("WINNOW_DATA", Path(__file__).parents[2] / "shared" / "data")) / "corpus"
 LONGEST, SHORTEST = 2000, 200  # characters

@@ -28,10 +28,11 @@ import torch
 import transformers
 
 import train
-from models.config import NAMED, ModelConfig
+from models.config import ModelConfig
 from models.flops import training_flops
 from models.model import Model
 from models.optimizers import Adafactor, AdamW, Constant
+from models.published import NAMED
 from models.weights import huggingface
 
 Batch = dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""What judges: perplexity, agreement between scorers, studies over many selections, the report.
+"""Evaluation: perplexity, tasks, agreement between scorers, studies over many selections, reports.
 
 This file imports nothing, so that `python -m evaluation --help` answers at once.
 """

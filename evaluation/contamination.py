@@ -1,25 +1,26 @@
-"""Contamination: which documents of a corpus repeat an evaluation set, word by word?
+"""Contamination: documents of a corpus that repeat n-grams of an evaluation set.
 
     python -m evaluation contamination --gin_file=configs/evaluate/contamination.gin \\
         --gin.CORPUS=runs/c4/corpus --gin.OUTPUT=runs/c4/contamination
 
-leaves a score set: for every document how many of its n-grams stand in an evaluation set, over all
-sets and for each. Dropping such documents is a selection by threshold of that column
-(configs/select/uncontaminated.gin). How much of every set was found is in the manifest's summary.
+writes a score set: for every document the number of its n-grams that occur in an evaluation set,
+over all sets and for each. A selection by threshold of that column drops such documents
+(configs/select/uncontaminated.gin). The manifest's summary says how much of every set was found.
 
 Choices
 - An n-gram is n words in a row, 13 by default (Brown et al., arXiv 2005.14165, appendix C): runs of
-  letters and digits in lower case; punctuation and white space don't matter.
+  letters and digits in lower case. Punctuation and white space are ignored.
 - N-grams are 64-bit hashes of the whole n-gram: none is missed, and a chance match is expected once
   in 2**64 / (n-grams of the corpus x n-grams of the sets) corpora.
-- A text of a set with fewer than n words has no n-gram and cannot be found: it is counted. What is
-  boilerplate of a set (the same in many of its examples) counts like any other text.
+- A text with fewer than n words has no n-gram and cannot be found. Such texts are counted.
+  Boilerplate that many examples of a set share counts like any other text.
 - The sets' n-grams are indexed once; local processes read the index from one file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import gzip
 import hashlib
@@ -35,12 +36,16 @@ from etils import epath
 
 from evaluation.tasks import sources
 from evaluation.tasks.suite import TASKS
-from pruning import artefact, derived, parallel, progress
-from pruning.artefact import Artefact, Build
-from pruning.ngrams.hashing import SCHEME, ngram_hashes
-from pruning.ngrams.passes import Texts
-from pruning.parts import Parts
-from pruning.scorers import Column
+from pruning.scores import score_set
+from pruning.scores.score_set import Column
+from pruning.scores.text.hashing import SCHEME, Features, ngram_hashes
+from pruning.scores.text.texts import Texts
+from pruning.store import late, parallel, progress
+from pruning.store.artifact import Artifact, load_artifact
+from pruning.store.atomic import entries
+from pruning.store.build import Build
+from pruning.store.intermediate import Parts
+from pruning.store.parallel import require_processes
 
 NAME = "Contamination"
 TASK = "task:"
@@ -60,9 +65,9 @@ class ContaminationConfig:
     Attributes:
       corpus: the corpus.
       output: the score set's directory.
-      sets: name -> its examples: JSON lines or JSON (.gz, .zst, or plain; glob patterns may be
-        used), of which every text counts; or "task:NAME/SPLIT", a task of evaluation/tasks.
-      fields: name -> the only fields of its examples that count, dotted where nested.
+      sets: name -> its examples: JSON lines or JSON (.gz, .zst, or plain; glob patterns are
+        allowed), every text of which is indexed; or "task:NAME/SPLIT", a task of evaluation/tasks.
+      fields: name -> the only fields of its examples that are indexed, dotted where nested.
       data: directory of the tasks' original files; or "tfds:DIRECTORY".
       within: a selection of the corpus; other documents get the status "not_selected".
       n: words of an n-gram.
@@ -79,6 +84,7 @@ class ContaminationConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        require_processes(self.workers)
         if self.n < 1 or not 0 < len(self.sets) <= _MOST_SETS:
             raise ValueError(f"n must be at least 1; sets are wanted, at most {_MOST_SETS}.")
         if unknown := sorted(set(self.fields) - set(self.sets)):
@@ -90,8 +96,9 @@ class ContaminationConfig:
 CONFIGURABLES: dict[str, type] = {NAME: ContaminationConfig}
 
 
+@late.stage
 def run(config: ContaminationConfig) -> list[str]:
-    """Makes the score set, or goes on with it, and says a line for every evaluation set."""
+    """Make the score set, or finish it, and return a line for every evaluation set."""
     scores = make(config)
     lines = [
         f"{name}: {found['documents']:,} documents of the corpus repeat it; "
@@ -102,11 +109,11 @@ def run(config: ContaminationConfig) -> list[str]:
     return [*lines, f"{scores.path}: scores {scores.manifest.digest[:12]}"]
 
 
-def make(config: ContaminationConfig) -> Artefact:
-    """The score set.
+def make(config: ContaminationConfig) -> Artifact:
+    """Make and return the score set.
 
     Raises:
-      ArtefactError: an input is missing, or inputs do not belong together.
+      ArtifactError: an input is missing, or inputs do not belong together.
       ContaminationError: an evaluation set cannot be read.
     """
     texts = Texts.open(config.corpus, config.within)
@@ -117,9 +124,9 @@ def make(config: ContaminationConfig) -> Artefact:
     }
     columns = columns_of(list(config.sets), config.n)
     identity = {"n": config.n, "hashes": SCHEME, "sets": digests}
-    build = derived.begin(config.output, identity, texts.inputs("corpus"), texts.corpus, columns)
+    build = score_set.begin(config.output, identity, texts.inputs("corpus"), texts.corpus, columns)
     if build.finished:
-        return artefact.load(build.path, derived.KIND)
+        return load_artifact(build.path, score_set.KIND)
     index = Index.of(examples, config.n)
     stored = Parts(build, "index", 1)
     if stored.missing():
@@ -140,7 +147,7 @@ def make(config: ContaminationConfig) -> Artefact:
         found |= bits
         documents += counts
     summary = {"n": config.n, "sets": index.summary(found, documents.tolist())}
-    scores = derived.finish(build, "contamination", columns, summary)
+    scores = score_set.finish(build, "contamination", columns, summary)
     assert scores is not None  # every shard was ours
     return scores
 
@@ -159,7 +166,7 @@ def columns_of(sets: Sequence[str], n: int) -> dict[str, Column]:
 
 
 def _texts(config: ContaminationConfig, name: str) -> Iterator[list[str]]:
-    """The texts of every example of a set."""
+    """Yield the texts of every example of a set."""
     where = config.sets[name]
     if where.startswith(TASK):
         task, _, split = where.removeprefix(TASK).partition("/")
@@ -183,8 +190,10 @@ def _texts(config: ContaminationConfig, name: str) -> Iterator[list[str]]:
 
 def _rows(pattern: str) -> Iterator[Any]:
     path = epath.Path(pattern)
-    wild = any(c in path.name for c in "*?[")
-    files = sorted(path.parent.glob(path.name)) if wild else [path]
+    wild = any(c in path.name for c in "*?[") and not path.exists()
+    files = [path]
+    if wild:  # only the last part is a pattern, whatever the directory's name
+        files = [f for f in entries(path.parent, "") if fnmatch.fnmatchcase(f.name, path.name)]
     for file in files:
         if not file.exists():
             raise ContaminationError(f"the evaluation set {file} does not exist.")
@@ -200,7 +209,7 @@ def _rows(pattern: str) -> Iterator[Any]:
                 yield from found if isinstance(found, list) else [found]
             else:
                 yield from (json.loads(line) for line in text.split("\n") if line.strip())
-        except (OSError, EOFError, ValueError, zstandard.ZstdError) as error:
+        except (OSError, EOFError, ValueError, RecursionError, zstandard.ZstdError) as error:
             raise ContaminationError(f"{file} cannot be read as JSON ({error}).") from error
 
 
@@ -243,7 +252,7 @@ class Index:
 
     @classmethod
     def of(cls, examples: Mapping[str, Sequence[Sequence[str]]], n: int) -> Index:
-        """Args: examples: set -> example -> its texts."""
+        """Index n-grams. Args: examples: set -> example -> its texts."""
         hashes, owners = [], []
         for texts in examples.values():
             owner = np.repeat(np.arange(len(texts)), [len(one) for one in texts])
@@ -266,7 +275,7 @@ class Index:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Index:
-        """Grams and sets alone: what finding needs."""
+        """Return an index with `grams` and `sets` only, which is what `find` needs."""
         grams, sets = np.frombuffer(content, np.uint64).reshape(2, -1)
         return cls(grams, sets.view(np.int64))
 
@@ -278,7 +287,7 @@ class Index:
         return table
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
-        """The place of every hash in `grams`, -1 where it is not there. int64, as long."""
+        """Return the place of every hash in `grams`, int64, -1 where it is absent."""
         place = np.full(len(hashes), -1)
         low = (hashes & np.uint64((1 << _TABLE_BITS) - 1)).astype(np.int64)
         some = np.flatnonzero(self._table[low])
@@ -289,7 +298,7 @@ class Index:
         return place
 
     def summary(self, seen: np.ndarray, documents: Sequence[int]) -> dict[str, dict[str, int]]:
-        """What was found of every set.
+        """Return counts of what was found of every set.
 
         Args:
           seen: bool [m], which n-grams the corpus has.
@@ -326,12 +335,12 @@ def _shard(
     started = time.perf_counter()
     index = Index.from_bytes(stored.read(0))
     names = list(columns)[2:]
-    status = derived.status_within(texts.corpus, shard, texts.within)
+    status = score_set.status_within(texts.corpus, shard, texts.within)
     values = {name: np.zeros(len(status), np.int64) for name in columns}
     found = np.zeros(len(index.grams), bool)
     rows = texts.rows(shard)
     first = 0
-    for batch in texts.read(shard, rows):
+    for batch in texts.read(shard, rows, Features()):
         some = rows[first : first + len(batch)]
         first += len(batch)
         hashes, offsets = ngram_hashes(batch, n, punctuation=False)
@@ -349,7 +358,7 @@ def _shard(
     seen.write(shard, counts.tobytes() + np.packbits(found).tobytes())
     if shard in build.pending():
         seconds = time.perf_counter() - started
-        derived.write(build, shard, texts.corpus, columns, status, values, seconds)
+        score_set.write(build, shard, texts.corpus, columns, status, values, seconds)
 
 
 def _unpacked(content: bytes, sets: int, grams: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,11 +4,12 @@
         --gin.MODEL=runs/decoder --gin.TASKS=winnow_zero_shot --gin.OUTPUT=runs/decoder/harness
 
 Choices
-- Tasks are the harness's own format and its own code; Winnow is a model of it (harness_model.py).
-  What this project adds as tasks stands in evaluation/harness_tasks: YAML that reads local files,
-  so that it runs offline. The harness's others run by their names, where their data can be had.
-- The harness's response cache is not used: it knows requests, not checkpoints.
-- Every named task or group is a result of its own: an evaluation that was interrupted goes on.
+- Tasks have the harness's format and run in its code. Winnow is one of its models
+  (harness_model.py).
+- Tasks in evaluation/harness_tasks are YAML files that read local data, so they run offline. All
+  other tasks of the harness run by name where their data is available.
+- The harness's response cache is not used, because its keys hold requests but no checkpoint.
+- Every named task or group is a result of its own, so an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,20 @@ from etils import epath
 
 from evaluation import inference
 from evaluation.inference import InferenceConfig
-from evaluation.record import Record
+from evaluation.results_directory import ResultsDirectory
+from evaluation.tasks import sources
 from evaluation.tasks.suite import Names, listed
-from pruning.artefact import config_of, write_text
-from pruning.scorers.likelihood import Likelihood
+from pruning.scores.model.likelihood import Likelihood
+from pruning.store.atomic import write_text
+from pruning.store.manifest import config_of
 
 NAME = "Harness"
 
 OWN_TASKS = Path(__file__).resolve().parent / "harness_tasks"
-DATA = "WINNOW_EVALUATION_DATA"  # environment variable: where the local tasks' files are
 
 
 class HarnessError(ValueError):
-    """The harness cannot do what is asked; the message says why and what to do."""
+    """The harness cannot run this evaluation; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class HarnessConfig:
     seed: int = 0
 
     def names(self) -> list[str]:
-        """The tasks, each once."""
+        """Return the task names without repetition."""
         return list(dict.fromkeys(listed(self.tasks)))
 
 
@@ -83,12 +85,12 @@ CONFIGURABLES: dict[str, type] = {
 
 
 def run(config: HarnessConfig) -> list[str]:
-    """Evaluates, or finishes evaluating, and says a line for every metric of every task."""
+    """Evaluate, or finish evaluating, and return a line for every metric of every task."""
     return [line for result in evaluate(config).values() for line in lines(result)]
 
 
 def evaluate(config: HarnessConfig) -> dict[str, Any]:
-    """Evaluates, or finishes evaluating. Returns results by the names that were asked for.
+    """Evaluate, or finish evaluating, and return results by requested name.
 
     Raises:
       HarnessError: lm-evaluation-harness is not installed, or knows no such task.
@@ -98,23 +100,23 @@ def evaluate(config: HarnessConfig) -> dict[str, Any]:
 
     model = inference.load(config.inference)
     lm = WinnowLM(model, config.rolling, config.special_tokens, config.seed)
-    record = Record(config.output, identity(config, model))
+    record = ResultsDirectory(config.output, identity(config, model))
     return record.each(config.names(), lambda name: _evaluate(config, name, lm, manager))
 
 
 def identity(config: HarnessConfig, model: inference.Inference) -> dict[str, Any]:
-    """All that the results depend on, beside the task and its data."""
+    """Return all that the results depend on, except the task and its data."""
     import lm_eval
 
     names = ("few_shot", "limit", "special_tokens", "seed")
     settings = {name: getattr(config, name) for name in names}
-    if model.is_t5:
+    if model.has_encoder:
         settings["rolling"] = config_of(config.rolling)
     return {**model.identity(), **settings, "lm_eval": lm_eval.__version__}
 
 
 def task_manager(config: HarnessConfig) -> Any:
-    """The harness's table of tasks: ours, the given paths', and where needed its own.
+    """Return the harness's task table: this project's tasks, given paths, and its own if needed.
 
     Raises HarnessError when a task is in none of them.
     """
@@ -141,12 +143,12 @@ def task_manager(config: HarnessConfig) -> Any:
 
 
 def data_directory(given: str | None) -> str:
-    """Where the local tasks' files are; an empty text where nobody says."""
-    return given or os.environ.get(DATA, "")
+    """Return the directory of the local tasks' files; "" where none is configured."""
+    return given or os.environ.get(sources.DATA, "")
 
 
 def _offline_where_asked() -> None:
-    """`HF_HUB_OFFLINE=1` is for all of Hugging Face's libraries, also for datasets."""
+    """Apply `HF_HUB_OFFLINE=1` to Hugging Face's datasets library too."""
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
@@ -176,12 +178,39 @@ def _evaluate(config: HarnessConfig, name: str, lm: Any, manager: Any) -> dict[s
             write_text(file, "".join(json.dumps(one, default=str) + "\n" for one in samples))
     kept = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples", "task_hashes")
     result = {name: found[name] for name in kept if name in found}
+    measured = {task: answer_log_likelihood(one) for task, one in found["samples"].items()}
+    result["answer_log_likelihood"] = {k: v for k, v in measured.items() if v is not None}
     result["contexts_cut"] = lm.inference.cut - cut
     return json.loads(json.dumps(result, default=str))
 
 
+def answer_log_likelihood(samples: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean log-likelihood of the right answers, in nats per character.
+
+    This is a continuous measure beside accuracy (Magnusson et al., arXiv 2504.11393). It exists for
+    tasks whose requests are likelihoods of continuations: of all choices, the target's index being
+    the right one, or of the right answer alone. Others give None.
+
+    Args:
+      samples: as the harness logs them.
+    """
+    values = []
+    for sample in samples:
+        answers = [argument for argument in sample["arguments"] if len(argument) == 2]
+        replies = sample["filtered_resps"]
+        place = sample["target"] if len(answers) > 1 else 0
+        if len(answers) != len(replies) or not isinstance(place, int) or place >= len(answers):
+            return None
+        text, reply = answers[place][1], replies[place]
+        if not isinstance(text, str) or not isinstance(reply, tuple | list):
+            return None
+        if characters := len(text.strip()):
+            values.append(float(reply[0]) / characters)
+    return sum(values) / len(values) if values else None
+
+
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """A line for every metric: task, metric, value, standard error, documents."""
+    """Return a line for every metric: task, metric, value, standard error, documents."""
     found = []
     for task, metrics in result["results"].items():
         for key, value in metrics.items():
@@ -194,6 +223,9 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             documents = result["n-samples"].get(task, {}).get("effective")
             of = f", {documents:,} documents" if documents else ""
             found.append(f"{task}: {metric}{filtered} {value:.4f}{spread}{of}")
+    # Results of earlier versions have no such measure.
+    for task, value in result.get("answer_log_likelihood", {}).items():
+        found.append(f"{task}: {value:.4f} nats per character of the right answer")
     if result["contexts_cut"]:
         found.append(f"{result['contexts_cut']:,} contexts lost their beginning: raise row_length")
     return found

@@ -3,15 +3,14 @@
 Importing this module imports lm-evaluation-harness; evaluation/harness.py does when it runs.
 
 Choices
-- Tokenisation at the border of context and continuation is the harness's own (`TemplateLM`): whole
-  minus context for a decoder-only model, each by itself for an encoder-decoder. So are windows of
-  rolling likelihoods of decoder-only models: scores can be compared with those of its "hf" model.
-- The rolling likelihood of a T5 is an estimator of pruning/scorers/likelihood.py, span by default:
-  the harness's own scores all of a text in the decoder with an empty encoder, which no T5 was
-  trained for.
-- Stop strings are cut off after generating; generation itself ends at the end of text or at the
-  most tokens.
-- One process does all requests, on all of its devices.
+- Context and continuation are tokenized by the harness (`TemplateLM`): for a decoder-only model
+  the whole minus the context, for an encoder-decoder each by itself. Rolling likelihoods of
+  decoder-only models use the harness's windows too. So scores compare with those of its "hf" model.
+- The rolling likelihood of a T5 is an estimator of `Likelihood`, span by default. The harness's
+  own scores a text in the decoder with an empty encoder, which no T5 was trained for.
+- Stop strings are cut off after generating. Generation ends at the end of text or at the largest
+  number of tokens.
+- One process handles all requests, on all of its devices.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from evaluation.errors import EvaluationError
 from evaluation.inference import Inference, Pair
-from evaluation.tokenizers import HuggingFaceTokenizer
 from models.decoding import Beam, Greedy, Sample
-from pruning.scorers.likelihood import Likelihood
+from pruning.corpus.tokenizers import JsonTokenizer
+from pruning.scores.model.likelihood import Likelihood, start_id
 
 _MAX_NEW_TOKENS = 256  # where a task says nothing; as the harness's "hf" model
 
@@ -53,13 +53,13 @@ class WinnowLM(TemplateLM):
     ):
         super().__init__()
         self.inference = inference
-        self.backend = "seq2seq" if inference.is_t5 else "causal"
+        self.backend = "seq2seq" if inference.has_encoder else "causal"
         self._rolling = rolling or Likelihood("span")
         tokenizer = inference.tokenizer
-        special = special_tokens and not inference.is_t5
+        special = special_tokens and not inference.has_encoder
         self._encode = tokenizer.encode
-        if special and isinstance(tokenizer, HuggingFaceTokenizer):
-            self._encode = tokenizer.encode_with_special
+        if special and isinstance(tokenizer, JsonTokenizer):
+            self._encode = tokenizer.encode_framed
         self._seed = seed
 
     @property
@@ -68,9 +68,8 @@ class WinnowLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has nothing before it."""
-        bos = getattr(self.inference.model.config, "bos_id", None)
-        return self.eot_token_id if bos is None else bos
+        """Id that stands before a text that has nothing before it."""
+        return start_id(self.inference.model.config, self.inference.tokenizer)
 
     @property
     def max_length(self) -> int:
@@ -102,7 +101,8 @@ class WinnowLM(TemplateLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         texts = [request.args[0] for request in requests]
-        found = self._rolling_t5(texts) if self.inference.is_t5 else self._rolling_decoder(texts)
+        rolling = self._rolling_t5 if self.inference.has_encoder else self._rolling_decoder
+        found = rolling(texts)
         for text, value in zip(texts, found, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
         return found
@@ -148,7 +148,7 @@ class WinnowLM(TemplateLM):
 
 
 def _how(given: dict[str, Any]) -> Greedy | Sample | Beam:
-    """The harness's words for how to generate, in ours.
+    """Return the decoding method for the harness's generation arguments.
 
     Raises ValueError on a word that we have nothing for.
     """
@@ -169,12 +169,12 @@ def _how(given: dict[str, Any]) -> Greedy | Sample | Beam:
         known = {name: rest.pop(name) for name in ("top_p", "top_k") if name in rest}
         how = dataclasses.replace(how, **known)
     if rest:
-        raise ValueError(f"generation_kwargs that are not known here: {rest}.")
+        raise EvaluationError(f"generation_kwargs that are not known here: {rest}.")
     return how
 
 
 def cut(text: str, until: list[str] | str) -> str:
-    """The text before the first of the stop strings."""
+    """Return the text before the first stop string."""
     stops = [until] if isinstance(until, str) else until
     ends = [text.find(stop) for stop in stops if stop]
     return text[: min((end for end in ends if end >= 0), default=len(text))]

@@ -1,19 +1,19 @@
-"""A model asked for likelihoods of continuations and for text, in batches of packed rows.
+"""Inference: likelihoods of continuations and generated text, in batches of packed rows.
 
     model = inference.load(InferenceConfig("runs/t5"))
     pair = Pair(context=[363, 19, 8], continuation=[1919])
     log_likelihood, greedy = model.log_likelihoods([pair])
 
 Choices
-- Pairs of all lengths are packed into rows of one shape, told apart by segment ids: few compiled
-  programs, little padding, and a pair's value does not depend on what it shares a row with. Rows
-  are no longer, and batches no larger, than what is asked at once has use for.
-- The vocabulary's logits are computed where a continuation stands and nowhere else: the positions
-  to be answered are a side of their own in the packing.
+- Pairs of all lengths are packed into rows of one shape and separated by segment ids. This takes
+  few compiled programs and little padding, and a pair's value does not depend on its row. Rows and
+  batches are no larger than one call needs.
+- Logits over the vocabulary are computed at the positions of continuations only: these positions
+  are a side of their own in the packing.
 - Pairs that differ in the last token only (multiple choice by letters) are computed once.
-- What is too long loses its beginning, as is usual for prompts, and is counted.
-- An encoder-decoder has the context in its encoder, ended by EOS, and the continuation in its
-  decoder. Neither EOS nor sentinels count towards a continuation's likelihood.
+- A prompt that is too long loses its beginning, as is usual, and is counted.
+- An encoder-decoder has the context and EOS in its encoder, and the continuation in its decoder.
+  Neither EOS nor sentinels count towards a continuation's likelihood.
 - Sums are taken in float64 on the host, in the order of the tokens.
 """
 
@@ -29,18 +29,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from evaluation import tokenizers
-from pruning import progress
-from pruning.scorers import Documents
-from pruning.scoring import packing
-from pruning.scoring.packing import Side, Windows, offsets_of
-from pruning.vocabulary import Vocabulary
+from evaluation.errors import EvaluationError
+from models import packing
+from models.packing import Side, Windows, offsets_of
+from pruning.corpus.vocabulary import Vocabulary
+from pruning.scores.model.loading import find_tokenizer, require_size
+from pruning.scores.model.scorer import Documents
+from pruning.store import progress
 
 if TYPE_CHECKING:
-    from evaluation.tokenizers import Tokenizer
     from models.decoding import Beam, Greedy, Sample
-    from pruning.scorers.likelihood import Likelihood
-    from pruning.scoring.device import Loaded
+    from pruning.corpus.tokenizers import Tokenizer
+    from pruning.scores.model.device import Loaded
+    from pruning.scores.model.likelihood import Likelihood
 
 _AT_ONCE = 1 << 21  # tokens that are packed together: bounds the host's memory
 _LOGITS = 4096  # positions of a batch whose logits are in memory at a time
@@ -50,7 +51,7 @@ _IN_FLIGHT = 2
 
 
 class Pair(NamedTuple):
-    """Token ids: what is given, and what may follow. Neither has EOS."""
+    """Token ids of a context and of a continuation, both without EOS."""
 
     context: Sequence[int]
     continuation: Sequence[int]
@@ -58,19 +59,19 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class InferenceConfig:
-    """A model to ask.
+    """Configuration of a model for inference.
 
     Attributes:
-      model: whatever `models.weights.load` takes: a directory, a training run, a hub name.
-      vocabulary: its tokenizer, where none lies beside it: a SentencePiece file, "bytes", a corpus,
-        or a directory with a Hugging Face tokenizer.
-      row_length: positions of a packed row, at most, and the most that the model sees at once (of
-        a model with learned positions never more than it has).
+      model: anything that `models.weights.load` takes: a directory, a training run, a hub name.
+      vocabulary: the model's tokenizer, if its directory has none: a SentencePiece file, "bytes",
+        a corpus, or a directory with a Hugging Face tokenizer.
+      row_length: largest length of a packed row, and of a context with its continuation; at most
+        the learned positions of a model that has them.
       batch_rows: rows of a batch, at most, over all of this process's devices.
       dtype: of the parameters and the computation; log-likelihoods are float32 in either case.
       fsdp, tensor: mesh axes; the devices that remain are data-parallel.
-      infill: ask a T5 as its pretraining by span corruption did: the context ends with the first
-        sentinel, what follows begins with it. For models that know no other task.
+      infill: prompt a T5 as in its pretraining by span corruption: the context ends with the first
+        sentinel, and the continuation begins with it. For models that were trained on nothing else.
       compilation_cache: where compiled programs are kept; None keeps none.
     """
 
@@ -86,37 +87,35 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         if self.row_length < _STEP or self.row_length % _STEP:
-            raise ValueError(f"row_length={self.row_length} must be a multiple of {_STEP}.")
+            raise EvaluationError(f"row_length={self.row_length} must be a multiple of {_STEP}.")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that change answers by more than rounding."""
+        """Return the settings that change answers by more than rounding."""
         names = ("row_length", "dtype", "infill")
         return {name: getattr(self, name) for name in names}
 
 
 def load(config: InferenceConfig) -> Inference:
-    """Reads the model onto this process's devices.
+    """Load the model onto this process's devices.
 
     Raises:
       VocabularyError: no tokenizer is found, or it has more ids than the model.
       ValueError: the devices do not divide the rows, or the settings do not suit the model.
     """
     from models import runtime
-    from pruning.scoring import device
+    from pruning.scores.model import device
 
     if config.compilation_cache is not None:
         runtime.cache_compilations(Path(config.compilation_cache).expanduser())
     loaded = device.load(config.model, config.dtype, config.fsdp, config.tensor)
-    tokenizer = tokenizers.find(config.model, config.vocabulary)
+    tokenizer = find_tokenizer(config.model, config.vocabulary)
     return Inference(config, loaded, tokenizer)
 
 
 class Inference:
-    """A loaded model. `cut` counts the contexts that lost their beginning so far."""
+    """A loaded model. `cut` counts the contexts whose beginning was cut so far."""
 
     def __init__(self, config: InferenceConfig, loaded: Loaded, tokenizer: Tokenizer):
-        from pruning.scoring.engine import require_vocabulary
-
         self.config = config
         self.model = loaded.model
         self.tokenizer = tokenizer
@@ -126,18 +125,20 @@ class Inference:
         self._mesh, self._parts = loaded.mesh, loaded.parts
         self._programs: dict[Any, Any] = {}
         shape: Any = self.model.config
-        self.is_t5 = shape.family == "t5"
-        self.max_length = config.row_length
-        if not self.is_t5 and shape.positions == "learned":
-            self.max_length = min(self.max_length, shape.max_length)
-        if isinstance(tokenizer, Vocabulary):
-            require_vocabulary(config.model, shape, tokenizer)
+        self.has_encoder = shape.has_encoder
+        self.max_length = min(config.row_length, shape.max_positions or config.row_length)
+        require_size(config.model, shape, tokenizer)
         loaded.require_rows(config.batch_rows)
-        if config.infill and not (self.is_t5 and isinstance(tokenizer, Vocabulary)):
-            raise ValueError("infill is for a T5 whose vocabulary has sentinels.")
+        if not shape.predicts_tokens:
+            raise EvaluationError(
+                f"the model {config.model} predicts no tokens: it is an encoder, or has a head in "
+                "their place. Give a language model."
+            )
+        if config.infill and not (self.has_encoder and isinstance(tokenizer, Vocabulary)):
+            raise EvaluationError("infill is for a T5 whose vocabulary has sentinels.")
 
     def identity(self) -> dict[str, Any]:
-        """What names the model's answers: parameters, tokenizer, settings."""
+        """Return what the answers depend on: parameters, tokenizer, settings."""
         return {
             "model": {"config": self.model.config.to_dict(), "digest": self.digest},
             "tokenizer": self.tokenizer.digest,
@@ -148,7 +149,7 @@ class Inference:
     # Likelihoods
 
     def log_likelihoods(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-        """How likely is each continuation after its context?
+        """Return the log-likelihood of each continuation after its context.
 
         Args:
           pairs: a decoder-only model needs a context of at least one token.
@@ -172,7 +173,7 @@ class Inference:
                 )
                 values, is_best = self._ask(windows, candidates)
                 offsets = windows.sides[-1].offsets
-                first = int(self.config.infill)  # the sentinel is not the continuation's
+                first = int(self.config.infill)  # the sentinel does not count
                 for w, members in enumerate(some):
                     begin, end = offsets[w] + first, offsets[w + 1]
                     for k, pair in enumerate(members):
@@ -182,18 +183,18 @@ class Inference:
         return sums, greedy
 
     def _grouped(self, pairs: Sequence[Pair]) -> Iterator[list[int]]:
-        """Pairs that differ in their last token only, as lists of indices; empty ones left out."""
+        """Yield lists of indices of pairs that differ in their last token only."""
         groups: dict[Any, list[int]] = {}
         for i, pair in enumerate(pairs):
             context, continuation = tuple(pair.context), tuple(pair.continuation)
             if not continuation:
                 continue
-            if not self.is_t5 and not context:
-                raise ValueError(
+            if not self.has_encoder and not context:
+                raise EvaluationError(
                     f"pair {i} has no context: a decoder-only model needs a token to begin with."
                 )
             if len(continuation) > self.max_length:
-                raise ValueError(
+                raise EvaluationError(
                     f"pair {i} has a continuation of {len(continuation)} tokens; the model sees "
                     f"{self.max_length} at once: raise row_length."
                 )
@@ -219,14 +220,14 @@ class Inference:
             yield portion
 
     def _windows(self, groups: Sequence[Sequence[Pair]], candidates: int) -> Windows:
-        """One window a group; its last side has the tokens to be answered for."""
+        """Return one window per group; its last side holds the tokens to score."""
         inputs, given, targets, places = [], [], [], []
         shape: Any = self.model.config
-        start = [shape.decoder_start_id] if self.is_t5 else []
+        start = [shape.start_id] if self.has_encoder else []
         for pair, *_ in groups:
             continuation = [*self._before(), *pair.continuation]
             targets.append(continuation)
-            if self.is_t5:
+            if self.has_encoder:
                 given.append(self._encoder_input(pair.context))
                 inputs.append(start + continuation[:-1])
             else:
@@ -242,7 +243,7 @@ class Inference:
             wanted = [[*one[:-1], last] for one, last in zip(targets, lasts, strict=True)]
             answers[f"answer_token_{k}"] = _flat(wanted)
         inputs_side = {"decoder_input_tokens": _flat(inputs)}
-        if self.is_t5:
+        if self.has_encoder:
             sides = (
                 Side("encoder", _offsets(given), {"encoder_input_tokens": _flat(given)}),
                 Side("decoder", _offsets(inputs), inputs_side | answers),
@@ -256,7 +257,7 @@ class Inference:
         return Windows(np.arange(len(groups)), sides)
 
     def _before(self) -> list[int]:
-        """What stands in the decoder before a continuation."""
+        """Return the decoder tokens before a continuation."""
         return [self.tokenizer.sentinel(0)] if self.config.infill else []  # type: ignore[attr-defined]
 
     def _encoder_input(self, context: Sequence[int]) -> list[int]:
@@ -269,11 +270,11 @@ class Inference:
         return context[max(len(context) - room, 0) :] + end
 
     def _ask(self, windows: Windows, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """Answers at the positions of the last side: float32 and bool [positions, candidates]."""
+        """Return answers at the last side's positions, float32 and bool [positions, candidates]."""
         lengths = windows.lengths
         packed = packing.pack(lengths, row_lengths(lengths, self.config.row_length))
         rows = packed.fill(windows)
-        if not self.is_t5:
+        if not self.has_encoder:
             begins = np.repeat(packed.starts[:, 0], windows.sides[-1].lengths)
             at = packed.positions(windows, 1)
             rows["answer_position"].reshape(-1)[at] += begins.astype(np.int32)
@@ -285,7 +286,7 @@ class Inference:
     def _batches(
         self, what: tuple[str, Any], rows: Mapping[str, np.ndarray], count: int
     ) -> list[Any]:
-        """Runs a program over all rows; the answers of each batch, without the rows of padding."""
+        """Run a program over all rows and return each batch's answers without padding rows."""
         import jax
 
         from models import partitioning
@@ -312,7 +313,7 @@ class Inference:
         return found
 
     def _batch_size(self, rows: int) -> int:
-        """`batch_rows`, or for fewer rows the least that suits the devices, of a few sizes."""
+        """Return `batch_rows`, or for fewer rows a smaller size that the devices divide."""
         each = max(math.ceil(rows / self._parts), 1)
         return min(self.config.batch_rows, self._parts << (each - 1).bit_length())
 
@@ -332,7 +333,7 @@ class Inference:
     def document_log_likelihoods(
         self, documents: Sequence[Sequence[int]], likelihood: Likelihood
     ) -> np.ndarray:
-        """Whole documents under an estimator of pruning/scorers/likelihood.py: float64 [documents].
+        """Return documents' log-likelihoods under an estimator of `Likelihood`, float64.
 
         Raises ScoreError where model and estimator do not go together.
         """
@@ -359,7 +360,7 @@ class Inference:
         how: Greedy | Sample | Beam | None = None,
         seed: int = 0,
     ) -> list[list[int]]:
-        """Continues every prompt; without the end of text, and without what infilling begins with.
+        """Return the continuation of every prompt, without EOS and infilling sentinels.
 
         Args:
           prompts: token ids; a decoder-only model needs at least one each.
@@ -390,7 +391,7 @@ class Inference:
                 lengths = np.ones(size, np.int32)
                 lengths[: len(some)] = [len(ready[i]) for i in some]
                 longest = _STEP * math.ceil(lengths.max() / _STEP)
-                if not self.is_t5:
+                if not self.has_encoder:
                     longest = min(longest, self.max_length + 1 - max_new_tokens)
                 tokens = np.zeros((size, longest), np.int32)
                 for row, i in enumerate(some):
@@ -418,28 +419,30 @@ class Inference:
         return answers
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids; sentinels, and ids that only the embedding has, give none."""
+        """Return the text of generated ids, without sentinels and padding ids."""
         if isinstance(self.tokenizer, Vocabulary):
             ids = [token for token in ids if token < self.tokenizer.base_size]
         return self.tokenizer.decode(ids)
 
     def _prompt(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
-        if self.is_t5:
+        if self.has_encoder:
             return self._encoder_input(prompt)
         room = self.max_length + 1 - max_new_tokens
         if room < 1:
-            raise ValueError(
+            raise EvaluationError(
                 f"max_new_tokens={max_new_tokens} leaves no room for a prompt: the model sees "
                 f"{self.max_length} tokens at once."
             )
         if not prompt:
-            raise ValueError("an empty prompt: a decoder-only model needs a token to begin with.")
+            raise EvaluationError(
+                "an empty prompt: a decoder-only model needs a token to begin with."
+            )
         self.cut += len(prompt) > room
         return list(prompt)[-room:]
 
 
 def row_lengths(lengths: np.ndarray, most: int) -> list[int]:
-    """Lengths of the rows that windows are packed into.
+    """Return the lengths of the rows that windows are packed into.
 
     Args:
       lengths: int64 [windows, sides], at least one side; the answers belong to the last.
@@ -462,7 +465,7 @@ def row_lengths(lengths: np.ndarray, most: int) -> list[int]:
 
 
 def _answers(model: Any, candidates: int, params: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-    """log P of every candidate token, and whether it is the likeliest of all.
+    """Return log P of every candidate token, and whether it is the most likely one.
 
     Args:
       batch: a model's batch of packed rows; `answer_token_<k>` int32 [rows, answers]; of a

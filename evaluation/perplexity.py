@@ -3,21 +3,21 @@
     python -m evaluation perplexity --gin_file=configs/evaluate/perplexity.gin \\
         --gin.MODEL=runs/t5/train --gin.CORPUS=runs/c4/corpus --gin.OUTPUT=runs/t5/perplexity
 
-leaves in its output a score set for every evaluation set (the losses of every document), and
-result.json with the sums, written last.
+writes a score set for every evaluation set, with the loss of every document, and result.json with
+the sums, which comes last.
 
 Choices
-- The scoring engine does the work: packed, sharded, resumable, every token counted once. What
-  "the loss of a token" means is the estimator's to say (pruning/scorers/likelihood.py).
-- Sums over documents, then one ratio: nats / tokens, nats / bytes. Never a mean of per-document
-  perplexities, which short documents would rule.
-- Where a document's first tokens have no score (prefix, causal), its bytes are counted in
-  proportion to the tokens that have.
-- Intervals come from drawing documents again (bootstrap.py). Differences between two models want
-  the score sets: the documents are the same, so that they can be paired.
-- Beside it, the loss of the training objective on given batches, exactly as train.py evaluates it:
-  the number that loss curves and other T5 code bases speak of. Of a seqio task or mixture every
-  example of the split is taken once, and the bytes are those of the targets' text.
+- The scoring engine computes the losses: packed, sharded, resumable, every token counted once. The
+  estimator defines the loss of a token (pruning/scores/model/likelihood.py).
+- The result is a ratio of sums over documents: nats / tokens, nats / bytes. A mean of per-document
+  perplexities would be dominated by short documents.
+- If the first tokens of a document have no score (prefix), its bytes are counted in proportion to
+  its scored tokens.
+- Intervals are bootstrapped over documents (bootstrap.py). A difference between two models is
+  computed from their score sets, in which documents can be paired.
+- `batches` adds the loss of the training objective, exactly as train.py evaluates it, for
+  comparison with loss curves and other T5 code bases. Every example of a seqio task's split is
+  taken once, and its bytes are those of the targets' text.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from evaluation import bootstrap
-from pruning import artefact, seqio_data
-from pruning.artefact import Artefact
-from pruning.examples import ExamplesConfig
-from pruning.scorers import OK
-from pruning.scorers.likelihood import Likelihood
-from pruning.seqio_data import SeqioConfig
-from pruning.stream import stream
+from evaluation.errors import EvaluationError
+from evaluation.statistics import bootstrap
+from pruning.data import seqio_data, stream
+from pruning.data.examples import ExamplesConfig
+from pruning.data.seqio_data import SeqioConfig
+from pruning.scores.model.likelihood import Likelihood
+from pruning.scores.score_set import OK
+from pruning.store.artifact import Artifact, load_artifact, require_input, require_same_documents
+from pruning.store.atomic import write_text
+from pruning.store.manifest import added_setting
 
 NAME = "Perplexity"
 RESULT = "result.json"
@@ -51,15 +53,16 @@ class PerplexityConfig:
     """Settings of `perplexity`.
 
     Attributes:
-      model: whatever `models.weights.load` takes: a directory, a training run, a hub name.
+      model: anything that `models.weights.load` takes: a directory, a training run, a hub name.
       output: directory of the result.
       corpora: evaluation set -> corpus.
-      within: evaluation set -> selection of that corpus; sets that are not named are whole corpora.
+      within: evaluation set -> selection of that corpus; by default the whole corpus.
       likelihood: the estimator.
       batches: name -> data as in Train.eval_data, for the loss of the training objective:
         @Stream(), @Examples(), or @Seqio(), a registered task.
-      batch_count: how many batches of each, at most; None takes all, where there is an end.
-      row_length, batch_rows, dtype, fsdp, tensor, compilation_cache: as in Score.
+      batch_count: largest number of batches of each; None takes all batches of finite data.
+      dtype: as in Score, but float32 on every platform, so that losses are comparable.
+      tokenizer, row_length, batch_rows, attention, fsdp, tensor, compilation_cache: as in Score.
     """
 
     model: str
@@ -69,20 +72,22 @@ class PerplexityConfig:
     likelihood: Likelihood = dataclasses.field(default_factory=lambda: Likelihood("span"))
     batches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_count: int | None = 16
-    row_length: int = 1024
-    batch_rows: int = 16
+    tokenizer: str | None = None
+    row_length: int | None = None
+    batch_rows: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     fsdp: int = 1
     tensor: int = 1
     compilation_cache: str | None = "~/.cache/winnow/compiled"
+    attention: str = added_setting("auto")
 
     def __post_init__(self) -> None:
         for name, data in self.batches.items():
             ends = isinstance(data, SeqioConfig) or getattr(data, "repeat", True) is False
             if self.batch_count is None and not ends:
-                raise ValueError(f"{name} never ends: set Perplexity.batch_count.")
+                raise EvaluationError(f"{name} never ends: set Perplexity.batch_count.")
         if unknown := sorted(set(self.within) - set(self.corpora)):
-            raise ValueError(
+            raise EvaluationError(
                 f"Perplexity.within names {unknown[0]!r}, Perplexity.corpora does not."
             )
 
@@ -125,7 +130,7 @@ class Losses:
 
 
 def run(config: PerplexityConfig) -> list[str]:
-    """Evaluates, or finishes evaluating, and says a line for every evaluation set."""
+    """Evaluate, or finish evaluating, and return a line for every evaluation set."""
     result = evaluate(config)
     lines = [
         f"{name}: {found['loss']:.4f} nats per token (95%: {found['loss_interval'][0]:.4f} to "
@@ -139,8 +144,8 @@ def run(config: PerplexityConfig) -> list[str]:
 
 
 def evaluate(config: PerplexityConfig) -> dict[str, Any]:
-    """Evaluates, or finishes evaluating, and returns what result.json holds."""
-    from pruning.scoring import engine
+    """Evaluate, or finish evaluating, and return the content of result.json."""
+    from pruning.scores.model import engine
 
     sets: dict[str, dict[str, Any]] = {}
     for name, corpus in config.corpora.items():
@@ -150,9 +155,11 @@ def evaluate(config: PerplexityConfig) -> dict[str, Any]:
                 output=f"{config.output}/{name}",
                 scorer=config.likelihood,
                 model=config.model,
+                tokenizer=config.tokenizer,
                 row_length=config.row_length,
                 batch_rows=config.batch_rows,
                 dtype=config.dtype,
+                attention=config.attention,
                 fsdp=config.fsdp,
                 tensor=config.tensor,
                 within=config.within.get(name),
@@ -160,49 +167,52 @@ def evaluate(config: PerplexityConfig) -> dict[str, Any]:
             )
         )
         if scores is not None:  # else other processes are still scoring
-            sets[name] = summary(read(scores, artefact.load(corpus, "corpus"))) | {
+            sets[name] = summary(read(scores, load_artifact(corpus, "corpus"))) | {
                 "scores": scores.as_input(),
                 "estimator": config.likelihood.estimator,
             }
     result = {"model": config.model, "sets": sets, "objective": objective(config)}
     if len(sets) == len(config.corpora):
         file = epath.Path(config.output) / RESULT
-        artefact.write_text(file, json.dumps(result, indent=1, sort_keys=True) + "\n")
+        write_text(file, json.dumps(result, indent=1, sort_keys=True) + "\n")
     return result
 
 
-def read(scores: Artefact, corpus: Artefact) -> Losses:
-    """The losses in a likelihood's score set.
+def read(scores: Artifact, corpus: Artifact) -> Losses:
+    """Read the losses in a likelihood's score set.
 
     Raises:
-      ArtefactError: the scores are not of this corpus, or of another scorer.
+      ArtifactError: the scores are not of this corpus, or of another scorer.
       ValueError: no document has a score.
     """
-    artefact.require_input(scores, "corpus", corpus)
+    require_input(scores, "corpus", corpus)
     parts = []
     unscored: Counter[str] = Counter()
     for shard in range(corpus.num_shards):
-        found = scores.read(shard, ["doc_id", "status", "nll", "n_scored_tokens"])
+        names = ["doc_id", "status", "nll", "n_scored_tokens"]
+        other = "n_tokens" in scores.manifest.summary["columns"]  # by another tokenizer
+        found = scores.read(shard, [*names, "n_tokens"] if other else names)
         sizes = corpus.read(shard, ["doc_id", "n_tokens", "n_bytes"])
         doc_id = found["doc_id"].to_numpy()
         where = f"{scores.path}/{scores.manifest.shards[shard].file}"
-        artefact.require_same_documents(sizes["doc_id"].to_numpy(), doc_id, where)
+        require_same_documents(sizes["doc_id"].to_numpy(), doc_id, where)
         status = np.asarray(found["status"].to_pylist(), dtype=object)
         unscored.update(status[status != OK].tolist())
         rows = np.flatnonzero(status == OK)
         tokens = found["n_scored_tokens"].to_numpy()[rows].astype(np.int64)
-        per_token = sizes["n_bytes"].to_numpy()[rows] / sizes["n_tokens"].to_numpy()[rows]
+        lengths = (found if other else sizes)["n_tokens"].to_numpy()[rows]
+        per_token = sizes["n_bytes"].to_numpy()[rows] / lengths
         nats = found["nll"].to_numpy()[rows].astype(np.float64)
         parts.append((doc_id[rows], nats, tokens, tokens * per_token))
     doc_id, nats, tokens, n_bytes = (np.concatenate(column) for column in zip(*parts, strict=True))
     unscored.pop("not_selected", None)  # not of this set
     if not len(doc_id):
-        raise ValueError(f"no document of {scores.path} has a score: {dict(unscored)}.")
+        raise EvaluationError(f"no document of {scores.path} has a score: {dict(unscored)}.")
     return Losses(doc_id, nats, tokens, n_bytes, dict(unscored))
 
 
 def summary(losses: Losses, resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """The losses of a set in a few numbers, with 95% intervals as [low, high]."""
+    """Return summary statistics of a set's losses, with 95% intervals as [low, high]."""
     nats, bits = losses.nats[None], losses.nats[None] / math.log(2)
     loss = bootstrap.interval(bootstrap.ratios(nats, losses.tokens[None], resamples, seed)[0])
     rate = bootstrap.interval(bootstrap.ratios(bits, losses.n_bytes[None], resamples, seed)[0])
@@ -222,27 +232,31 @@ def summary(losses: Losses, resamples: int = bootstrap.RESAMPLES, seed: int = 0)
 
 
 def objective(config: PerplexityConfig) -> dict[str, dict[str, float]]:
-    """Nats per target token of the training objective on each of `config.batches`."""
+    """Return the training objective's nats per target token on each of `config.batches`."""
     if not config.batches:
         return {}
     import jax
 
     from models import losses, weights
+    from pruning.scores.model import loading
 
     model, params = weights.load(config.model)
 
     @jax.jit
     def sums(params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         module = model.bind(params)
-        logits = module.logits(module.forward(batch))
+        logits = module.logits(module.forward(dict(batch)))
         weight = batch["decoder_loss_weights"]
         _, count, found = losses.cross_entropy(logits, batch["decoder_target_tokens"], weight)
         return found["nll"], count
 
     found = {}
     for name, data in config.batches.items():
+        opened = data.open(0, 1)
+        if (made_by := getattr(opened, "vocabulary", None)) is not None:
+            loading.require_ids(config.model, made_by, name, config.tokenizer)
         nats = tokens = n_bytes = 0.0
-        for batch in itertools.islice(_batches(data), config.batch_count):
+        for batch in itertools.islice(_batches(data, opened), config.batch_count):
             some, count = jax.device_get(sums(params, batch))
             nats, tokens = nats + float(some), tokens + float(count)
             if isinstance(data, SeqioConfig):
@@ -253,9 +267,8 @@ def objective(config: PerplexityConfig) -> dict[str, dict[str, float]]:
     return found
 
 
-def _batches(data: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The batches in order; a seqio task's every example once, not repeated and not shuffled."""
-    opened = data.open(0, 1)
+def _batches(data: Any, opened: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the batches in order; of a seqio task every example once, unshuffled."""
     if not isinstance(data, SeqioConfig):
         number = getattr(opened, "num_batches", None)
         yield from map(opened.batch, itertools.count() if number is None else range(number))
@@ -267,7 +280,7 @@ def _batches(data: Any) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _target_bytes(data: SeqioConfig, batch: Mapping[str, np.ndarray]) -> int:
-    """UTF-8 bytes of the targets' text, without EOS."""
+    """Return the number of UTF-8 bytes of the targets' text, without EOS."""
     import seqio
 
     vocabulary = (

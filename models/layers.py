@@ -1,11 +1,11 @@
-"""The parts that every model is made of: linear maps, norms, embeddings, MLPs, stacks of layers.
+"""Layers of all models: linear maps, norms, embeddings, and stacks of layers.
 
-- A module declares its parameters as shapes with logical axes and an initialiser, and holds no
-  arrays until `Model.bind` puts them in: NNX is the container, nothing more.
+- A module declares its parameters as shapes with logical axes and an initializer, and holds no
+  arrays until `Model.bind` inserts them: NNX is used as a container only.
 - Matrix products take their operands in the compute dtype and accumulate in float32, forward and
-  backward (`einsum`); a gradient comes out in the dtype that its parameter was given in. Operands
-  that are float32 are multiplied as such: accelerators otherwise round them to bfloat16 or TF32.
-- Norms compute in float32. Dropout takes its key explicitly; no key means no dropout.
+  backward (`einsum`); a gradient has the dtype of its parameter. Operands in float32 are multiplied
+  in float32: accelerators round them to bfloat16 or TF32 by default.
+- Norms compute in float32. Dropout takes its key explicitly; without a key there is no dropout.
 """
 
 import functools
@@ -21,32 +21,37 @@ from models.partitioning import constrain, device_kind, platform
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
-# T5's own, as T5X initialises it. A query's has 1/sqrt(d_kv) folded in: see `attention.Attention`.
+# T5X's initializers of T5. That of queries includes 1/sqrt(d_kv): see `attention.Attention`.
 KERNEL_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 ATTENTION_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 RELPOS_INIT = jax.nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 ONES_INIT = jax.nn.initializers.ones
 ZEROS_INIT = jax.nn.initializers.zeros
 
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
 }
 
-# Chips on which a product is slower with the next norm's sum of squares fused to it than both are
-# apart, by the compiler's own reckoning (v5p, v6e; docs/tpu.md). On v5e it is the other way round,
-# and everywhere where the residual stream is bfloat16.
+# Chips on which a product fused with the next norm's sum of squares is slower than both apart, by
+# the compiler's estimate (v5p, v6e; docs/tpu.md). On v5e, and wherever the residual stream is
+# bfloat16, fusing is faster.
 _NORMS_APART = ("TPU v5", "TPU v6 lite")
 
 _policies, _names = jax.checkpoint_policies, jax.checkpoint_policies.save_only_these_names
-# What the backward pass of a layer finds saved; it computes the rest again. From much memory to
-# little (docs/tpu.md has what they cost):
+# Values of a layer that are saved for the backward pass; it computes the rest again. From much
+# memory to little (docs/tpu.md has the costs):
 # - "dots": every product without batch dimensions, and attention's output;
-# - "projections": what `Linear` gives, and attention's output;
-# - "no_cross": the same, but no keys and values of what the encoder gives;
-# - "no_hidden": the same, but no hidden layers either;
+# - "operands": the outputs of `Linear`, attention's output, and what products read: normed inputs
+#   and the gated hidden layer of MLPs;
+# - "projections": the outputs of `Linear`, and attention's output;
+# - "no_cross": the same without keys and values of the encoder's states;
+# - "no_hidden": the same without hidden layers of MLPs;
 # - "attention": only attention's output, before and after its projection;
 # - "full": nothing inside a layer.
 REMAT_POLICIES: dict[str, Any] = {
@@ -54,6 +59,7 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots": _policies.save_from_both_policies(
         _policies.dots_with_no_batch_dims_saveable, _names("attention")
     ),
+    "operands": _names("attention", "projection", "heads", "hidden", "cross", "normed", "gated"),
     "projections": _names("attention", "projection", "heads", "hidden", "cross"),
     "no_cross": _names("attention", "projection", "heads", "hidden"),
     "no_hidden": _names("attention", "projection", "heads"),
@@ -63,7 +69,7 @@ REMAT_POLICIES: dict[str, Any] = {
 
 
 def parameter(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
-    """Declares a float32 parameter, with one logical axis name per dimension."""
+    """Declare a float32 parameter, with one logical axis name per dimension."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, initializer=init)
 
 
@@ -73,10 +79,10 @@ def parameter(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def einsum(subscripts: str, x: jax.Array, y: jax.Array, dtype: Any = None) -> jax.Array:
-    """Two-operand einsum in x's dtype, accumulated in float32, returned in `dtype` (default x's).
+    """Return an einsum of two operands in x's dtype, accumulated in float32, in `dtype` (or x's).
 
     Every index must occur in exactly two of the three terms, or in all three (a batch index).
-    `y` is cast to x's dtype; its gradient comes back in the dtype it had.
+    `y` is cast to x's dtype; its gradient has y's own dtype.
     """
     return _product(subscripts, x, y.astype(x.dtype), dtype or x.dtype)
 
@@ -96,8 +102,8 @@ def _einsum_forward(subscripts, x, y, dtype):
 
 
 def _einsum_backward(subscripts, dtype, saved, gradient):
-    # NOTE: the derived rule would multiply a float32 gradient with bfloat16 operands, which no
-    # hardware has units for; here both are in the compute dtype, as in the forward pass.
+    # NOTE: the derived rule would multiply a float32 gradient with bfloat16 operands, for which no
+    # hardware has units; here both are in the compute dtype, as in the forward pass.
     x, y = saved
     gradient = gradient.astype(x.dtype)
     inputs, out = subscripts.split("->")
@@ -105,14 +111,14 @@ def _einsum_backward(subscripts, dtype, saved, gradient):
     dx = _product(f"{out},{right}->{left}", gradient, y.astype(x.dtype), x.dtype)
 
     def on_cpu(x, gradient):
-        # NOTE: where the kernel was a transposed table, XLA merges the transposition of its
-        # gradient into the product, and its CPU backend then has no kernel for bfloat16 operands.
+        # NOTE: of a transposed table, XLA merges the transposition of the gradient into
+        # the product, for which its CPU backend has no bfloat16 kernel.
         return jax.lax.optimization_barrier(
             _product(f"{left},{out}->{right}", x, gradient, y.dtype)
         )
 
     def elsewhere(x, gradient):
-        # NOTE: what a product gives is what devices send each other to add up: in y's dtype.
+        # NOTE: devices sum products over the mesh in the products' dtype: y's.
         return _product(f"{left},{out}->{right}", x, gradient, y.dtype, added_in=y.dtype)
 
     return dx, jax.lax.platform_dependent(x, gradient, cpu=on_cpu, default=elsewhere)
@@ -122,11 +128,11 @@ einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias); kernel [in, out].
+    """A linear map y = x @ kernel (+ bias); kernel [in, out].
 
-    `name` is what remat policies call the result: "heads" of queries, keys and values; "cross" of
-    keys and values of what the encoder gives, which are as long as that; "hidden" in an MLP;
-    "projection" of what goes to the residual stream.
+    `name` is the result's name in remat policies: "heads" for queries, keys and values; "cross" for
+    keys and values of the encoder's states, which have the encoder's length; "hidden" in an MLP;
+    "projection" for what is added to the residual stream.
     """
 
     def __init__(
@@ -144,20 +150,24 @@ class Linear(nnx.Module):
         self.name = name
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, length, in] to [batch, length, out], in x's dtype.
+        """Map [batch, length, in] to [batch, length, out], in x's dtype.
 
-        On a CPU "hidden" and "projection", which no product reads as they are, are float32.
+        On a CPU "hidden" and "projection", which no product reads directly, are float32.
         """
-        # NOTE: where an accelerator's compiler fuses the product with what follows, the sum is not
-        # rounded in between; a CPU's hands it over in float32, and would round it for nothing.
+        return self.with_kernel(x, self.kernel[...])
+
+    def with_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Map as `__call__` does, with this kernel instead of the layer's own."""
+        # NOTE: an accelerator's compiler fuses the product with what follows and does not round in
+        # between. The CPU's product is float32, and rounding it would cost a pass for nothing.
         unrounded = self.name in ("hidden", "projection") and platform() == "cpu"
-        y = einsum("bli,io->blo", x, self.kernel[...], jnp.float32 if unrounded else None)
+        y = einsum("bli,io->blo", x, kernel, jnp.float32 if unrounded else None)
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)
         if self.name == "cross":
-            # NOTE: XLA zeroes the arrays that a scan will fill unless it sees that all of them is
-            # overwritten, and it sees that only where no two scans save arrays of one shape. The
-            # encoder's projections have this one's; a dimension of 1 tells them apart.
+            # NOTE: XLA zeroes arrays that a scan fills unless it can prove they are overwritten,
+            # which it can only if no two scans save arrays of one shape. The encoder's projections
+            # have this shape too; a dimension of 1 makes them different.
             return checkpoint_name(y[:, None], self.name)[:, 0]
         return checkpoint_name(y, self.name)
 
@@ -167,7 +177,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * (offset + scale), without mean subtraction; float32 inside, `dtype` outside."""
+    """The norm x / rms(x) * (offset + scale), computed in float32 and returned in `dtype`."""
 
     def __init__(
         self,
@@ -188,15 +198,18 @@ class RMSNorm(nnx.Module):
             x = jax.lax.optimization_barrier(x)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * (self.scale[...] + self.offset)).astype(self.dtype)
+        y = (y * (self.scale[...] + self.offset)).astype(self.dtype)
+        return checkpoint_name(y, "normed")
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean(x)) / std(x) * scale + bias; float32 inside, `dtype` outside."""
+    """The norm (x - mean) / std * scale (+ bias), computed in float32 and returned in `dtype`."""
 
-    def __init__(self, features: int, *, epsilon: float, dtype: str):
-        self.scale = parameter((features,), ("embed",), ONES_INIT)
-        self.bias = parameter((features,), ("embed",), ZEROS_INIT)
+    def __init__(
+        self, features: int, *, epsilon: float, dtype: str, bias: bool = True, axis: str = "embed"
+    ):
+        self.scale = parameter((features,), (axis,), ONES_INIT)
+        self.bias = parameter((features,), (axis,), ZEROS_INIT) if bias else None
         self.epsilon = epsilon
         self.dtype = dtype
 
@@ -204,7 +217,9 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...] + self.bias[...]).astype(self.dtype)
+        y = y * self.scale[...]
+        y = (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
+        return checkpoint_name(y, "normed")
 
 
 class Embedding(nnx.Module):
@@ -215,13 +230,13 @@ class Embedding(nnx.Module):
         self.axis = axis
 
     def __call__(self, ids: jax.Array, dtype: Any) -> jax.Array:
-        """Looks up [batch, length] ids -> [batch, length, features].
+        """Look up ids [batch, length] -> [batch, length, features].
 
         An id beyond the table gives NaN: a wrong vocabulary must not pass as a poor score.
         """
-        # NOTE: each device looks its own rows up in the whole width of the table. Left to the
-        # compiler, the table's slices stay where they are and it is the activations, of all rows of
-        # the batch, that are gathered for the gradient.
+        # NOTE: each device looks up its own rows in the whole width of the table. By default the
+        # compiler keeps the table's slices in place, and gathers the activations of all rows of the
+        # batch for the gradient.
         table = constrain(self.embedding[...], (self.axis, None))
         return jnp.take(table, ids, axis=0, mode="fill").astype(dtype)
 
@@ -229,7 +244,7 @@ class Embedding(nnx.Module):
 def dropout(
     x: jax.Array, rate: float, key: jax.Array | None, *, broadcast: tuple[int, ...] = ()
 ) -> jax.Array:
-    """Zeroes entries with probability `rate` and scales up the rest; one draw along `broadcast`."""
+    """Zero entries with probability `rate` and scale up the rest; one draw along `broadcast`."""
     if key is None or rate == 0.0:
         return x
     shape = list(x.shape)
@@ -240,60 +255,13 @@ def dropout(
 
 
 def add(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x + y in the dtype of x, the residual stream, whatever that of y."""
+    """Return x + y in the dtype of x, the residual stream."""
     return (x + y).astype(x.dtype)
 
 
 def split_key(key: jax.Array | None, count: int):
-    """`jax.random.split`, or as many Nones when there is no key."""
+    """Return `jax.random.split`, or as many Nones if there is no key."""
     return (None,) * count if key is None else jax.random.split(key, count)
-
-
-# --------------------------------------------------------------------------------------------------
-# MLP
-
-
-class MLP(nnx.Module):
-    """wo(activation(wi x)), or gated: wo(activation(wi_0 x) * wi_1 x).
-
-    `dropout_broadcast` are the axes of the hidden layer [batch, length, mlp] that share a draw.
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        d_ff: int,
-        *,
-        activation: str,
-        gated: bool,
-        bias: bool = False,
-        dropout_rate: float = 0.0,
-        init: Initializer = KERNEL_INIT,
-    ):
-        for name in ("wi_0", "wi_1") if gated else ("wi",):
-            into = Linear(d_model, d_ff, ("embed", "mlp"), bias=bias, init=init, name="hidden")
-            setattr(self, name, into)
-        self.wo = Linear(d_ff, d_model, ("mlp", "embed"), bias=bias, init=init)
-        self.activation = activation
-        self.gated = gated
-        self.dropout_rate = dropout_rate
-
-    def __call__(
-        self, x: jax.Array, *, dropout_key: jax.Array | None = None, broadcast: tuple[int, ...] = ()
-    ) -> jax.Array:
-        """Maps [batch, length, d_model] to the same shape, in `Linear`'s dtype.
-
-        The activation computes in float32.
-        """
-        hidden = self.wi_0(x) if self.gated else self.wi(x)  # [batch, length, mlp]
-        hidden = _ACTIVATIONS[self.activation](hidden.astype(jnp.float32))
-        if self.gated:
-            hidden = hidden * self.wi_1(x)
-        hidden = constrain(hidden, ("batch", "length", "mlp"))
-        hidden = dropout(
-            hidden.astype(x.dtype), self.dropout_rate, dropout_key, broadcast=broadcast
-        )
-        return self.wo(hidden)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -303,10 +271,10 @@ class MLP(nnx.Module):
 class Stack(nnx.Module):
     """Layers of one shape, run in order.
 
-    Either unrolled, as attributes `layers_0`, `layers_1`, ...; or stacked, as one attribute
-    `layers` whose parameters have a leading [layers] dimension, run by `lax.scan`. Stacked compiles
-    in constant time; unrolled lets the compiler work across layers, and spares the copies of saved
-    residuals in training.
+    They are unrolled, as attributes `layers_0`, `layers_1`, ..., or stacked, as one attribute
+    `layers` whose parameters have a leading [layers] dimension, run by `lax.scan`. Stacked layers
+    compile in constant time; unrolled ones let the compiler optimize across layers and avoid copies
+    of saved residuals in training.
     """
 
     def add_layers(self, make: Callable[[], nnx.Module], count: int, *, scan: bool, remat: str):
@@ -320,10 +288,10 @@ class Stack(nnx.Module):
                 setattr(self, f"layers_{index}", make())
 
     def over_layers(self, step: Callable, carry: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Runs `step(layer, carry, input) -> (carry, output)` through the layers.
+        """Run `step(layer, carry, input) -> (carry, output)` through the layers.
 
-        `inputs` is a tree of arrays with a leading [layers] dimension (or None); outputs come back
-        stacked likewise.
+        `inputs` is a tree of arrays with a leading [layers] dimension, or None; the outputs have
+        that dimension too.
         """
 
         def run(graph, params, carry, given):
@@ -364,10 +332,10 @@ class Stack(nnx.Module):
 
 @jax.custom_vjp
 def _layer(stacked: jax.Array, index: jax.Array) -> jax.Array:
-    """stacked[index], for parameters in bfloat16 on a CPU: sliced as integers.
+    """Return stacked[index], for parameters in bfloat16 on a CPU, which are sliced as integers.
 
-    XLA's CPU backend slices no bfloat16. It would convert the parameters of all layers to float32
-    in front of the loop, and back inside: a quarter of the time of scoring.
+    XLA's CPU backend cannot slice bfloat16. It would convert the parameters of all layers to
+    float32 before the loop, and back inside: a quarter of the time of scoring.
     """
     if stacked.dtype != jnp.bfloat16:
         return jax.lax.dynamic_index_in_dim(stacked, index, keepdims=False)
@@ -389,7 +357,7 @@ _layer.defvjp(_layer_forward, _layer_backward)
 
 
 def _stacked(layer: nnx.Module, count: int) -> nnx.Module:
-    """The layer with [count] in front of every parameter."""
+    """Return the layer with a dimension [count] in front of every parameter."""
     for _, param in nnx.iter_graph(layer):
         if isinstance(param, nnx.Param):
             shape = param.get_value()

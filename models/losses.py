@@ -1,11 +1,11 @@
 """Cross-entropy and log-likelihood over a vocabulary, whole or in chunks.
 
-- Losses are returned as sums, with the sum of the weights: normalise by the number of real target
-  tokens, over the whole global batch. (Adafactor hides a forgotten division; AdamW does not.)
-- Nothing is one-hot. The backward pass of the loss is one elementwise pass over the logits.
-- The chunked functions take hidden states and the output kernel, and never hold the logits of more
-  than `chunk` tokens. Under differentiation `chunked_cross_entropy` computes its gradients during
-  the forward pass, chunk by chunk, while the logits are there: three matrix products, like the
+- Losses are returned as sums, with the sum of the weights: normalize by the number of real target
+  tokens of the whole global batch. (Adafactor hides a forgotten division; AdamW does not.)
+- Targets are never one-hot. The backward pass of the loss is one elementwise pass over the logits.
+- The chunked functions take hidden states and the output head, and never hold the logits of more
+  than `chunk` tokens. Under differentiation `chunked_cross_entropy` computes gradients during the
+  forward pass, chunk by chunk, while the logits are in memory: three matrix products, as in the
   plain loss, and none twice.
 """
 
@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.logits import vocabulary_logits
+from models.logits import OutputHead, vocabulary_logits
 
 Sums = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 
 
 class _Settings(NamedTuple):
-    """What is static about a loss."""
+    """Static settings of a loss."""
 
     chunk: int
     scale: float
@@ -38,20 +38,20 @@ def cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Sums:
-    """Weighted sum of -log softmax(logits)[target] in nats, as T5X computes it.
+    """Return the weighted sum of -log softmax(logits)[target] in nats, as T5X computes it.
 
     Args:
       logits: float32 [batch, length, vocab].
       targets: int32 [batch, length].
-      weights: float32 [batch, length]; 0 where nothing is to be predicted.
-      z_loss: adds z_loss * log(normaliser) ** 2, which keeps logits from drifting (T5: 1e-4).
-      label_smoothing: this much of the target's probability is spread over the other tokens; the
-        entropy of that distribution is subtracted, so that a perfect model has loss 0.
+      weights: float32 [batch, length]; 0 for positions without a target.
+      z_loss: coefficient of log(normalizer) ** 2, which keeps logits from drifting (T5: 1e-4).
+      label_smoothing: probability that is spread over the tokens other than the target. The entropy
+        of that distribution is subtracted, so that a perfect model has loss 0.
 
     Returns:
-      The loss, the sum of weights, and a dictionary of sums, without gradients: "nll" (the plain
-      negative log-likelihood), "z_loss" (its share of the loss), "correct" (targets that no token
-      outscores).
+      The loss, the sum of weights, and a dictionary of sums without gradients: "nll" (the plain
+      negative log-likelihood), "z_loss" (its share of the loss), "correct" (targets whose logit is
+      the largest).
     """
     losses, *statistics = _token_losses(
         logits.astype(jnp.float32), targets, z_loss, label_smoothing
@@ -61,49 +61,40 @@ def cross_entropy(
 
 def chunked_cross_entropy(
     hidden: jax.Array,
-    kernel: jax.Array,
+    head: OutputHead,
     targets: jax.Array,
     weights: jax.Array,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     *,
     chunk: int = 4096,
-    scale: float = 1.0,
-    softcap: float | None = None,
 ) -> Sums:
-    """`cross_entropy` of the logits of `hidden`, in memory independent of batch x length x vocab.
+    """Return `cross_entropy` of the logits of `hidden`, never holding all logits in memory.
 
     Args:
       hidden: [batch, length, d_model]; its dtype is the compute dtype.
-      kernel: [d_model, vocab]; with `scale`, what a model's `output_embedding` returns.
+      head: the model's `output_head()`.
       targets, weights, z_loss, label_smoothing: as for `cross_entropy`.
-      chunk: how many tokens have their logits in memory at a time, over all devices.
-      softcap: logits are squashed into (-softcap, softcap) by tanh (Gemma 2).
+      chunk: number of tokens, over all devices, whose logits are in memory at a time.
     """
-    settings = _Settings(chunk, scale, softcap, z_loss, label_smoothing)
-    loss, weight, aux = _chunked(hidden, kernel, targets, weights, settings)
+    settings = _Settings(chunk, head.scale, head.softcap, z_loss, label_smoothing)
+    loss, weight, aux = _chunked(hidden, head.kernel, targets, weights, settings)
     return loss, weight, jax.lax.stop_gradient(aux)
 
 
 def token_log_likelihood(
-    hidden: jax.Array,
-    kernel: jax.Array,
-    targets: jax.Array,
-    *,
-    chunk: int = 4096,
-    scale: float = 1.0,
-    softcap: float | None = None,
+    hidden: jax.Array, head: OutputHead, targets: jax.Array, *, chunk: int = 4096
 ) -> jax.Array:
-    """log softmax(logits)[target] in nats, float32, in the shape of `targets`.
+    """Return log softmax(logits)[target] in nats, float32, in the shape of `targets`.
 
     `targets` is int32 [batch, length], or [batch, length, candidates] for several tokens at each
     position. Other arguments as for `chunked_cross_entropy`.
     """
-    settings = _Settings(chunk, scale, softcap, 0.0, 0.0)
+    settings = _Settings(chunk, head.scale, head.softcap, 0.0, 0.0)
     batch, length = hidden.shape[:2]
     candidates = targets.reshape(batch, length, -1)
     hidden, candidates = _split((hidden, candidates), chunk)
-    kernel = kernel.astype(hidden.dtype)
+    kernel = head.kernel.astype(hidden.dtype)
 
     @jax.checkpoint
     def log_likelihood(hidden, kernel, candidates):
@@ -123,9 +114,9 @@ def token_log_likelihood(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _token_losses(logits, targets, z_loss, label_smoothing):
-    """Loss, nll, z-loss and correctness of every token; only the loss has a gradient.
+    """Return loss, nll, z-loss and correctness of each token; only the loss has a gradient.
 
-    logits: float32 [..., vocab]; targets: int32 [...]; all results: float32 [...].
+    Takes float32 [..., vocab] and int32 [...]; returns float32 [...].
     """
     return _token_losses_forward(logits, targets, z_loss, label_smoothing)[0]
 
@@ -173,7 +164,7 @@ def _sums(losses, statistics, weights) -> Sums:
 
 
 def _logits(hidden, kernel, settings):
-    return vocabulary_logits(hidden, kernel, settings.scale, settings.softcap)
+    return vocabulary_logits(hidden, OutputHead(kernel, settings.scale, settings.softcap))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -192,7 +183,7 @@ def _chunked(hidden, kernel, targets, weights, settings):
 
 
 def _chunked_forward(hidden, kernel, targets, weights, settings):
-    """Also the gradients of the loss, for a unit cotangent."""
+    """Return the sums and, as residuals, the gradients of the loss for a unit cotangent."""
 
     def loss(part_hidden, cast_kernel, part_weights, part_targets):
         logits = _logits(part_hidden, cast_kernel, settings)
@@ -204,8 +195,8 @@ def _chunked_forward(hidden, kernel, targets, weights, settings):
     def one(carry, part):
         sums, kernel_gradient = carry
         part_hidden, part_targets, part_weights = part
-        # NOTE: the kernel stays float32 here and `einsum` casts it, so that its gradient comes out
-        # of the product in float32, and chunks add up without rounding to the compute dtype.
+        # NOTE: the kernel stays float32 here and `einsum` casts it, so that the product returns its
+        # gradient in float32 and the sum over chunks is not rounded to the compute dtype.
         gradients, part_sums = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(
             part_hidden, kernel, part_weights, part_targets
         )
@@ -234,11 +225,11 @@ def _zeros() -> Sums:
 
 
 def _split(arrays, chunk: int):
-    """[batch, length, ...] -> [chunks, rows, part of length, ...], zeros at the end of the last.
+    """Split [batch, length, ...] into [chunks, rows, part of length, ...], padded with zeros.
 
-    Every chunk holds a slice of every row, so that a batch sharded over devices keeps all of them
-    busy with each chunk. Only a batch of more rows than `chunk` is folded: to the largest divisor
-    of its rows that is not greater.
+    Every chunk holds a slice of every row, so that all devices of a batch sharded by rows work on
+    each chunk. A batch of more rows than `chunk` is folded to the largest divisor of its rows that
+    is not greater.
     """
     batch, length = arrays[0].shape[:2]
     rows = next(n for n in range(min(batch, chunk), 0, -1) if batch % n == 0)
@@ -255,7 +246,7 @@ def _split(arrays, chunk: int):
 
 
 def _join(chunks: jax.Array, batch: int, length: int) -> jax.Array:
-    """The inverse of `_split`."""
+    """Invert `_split`."""
     joined = jnp.moveaxis(chunks, 0, 1)
     rows, rest = joined.shape[0], joined.shape[3:]
     joined = joined.reshape(rows, -1, *rest)[:, : batch // rows * length]

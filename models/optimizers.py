@@ -1,13 +1,13 @@
-"""Optimisers and learning-rate schedules, as pure optax transformations.
+"""Optimizers and learning-rate schedules, as pure optax transformations.
 
 - Adafactor is T5's, per layer. A stacked parameter [layers, ...] is one array but many parameters:
   the update clip, the parameter scale and the factored statistics are taken over each layer alone,
   so that a stacked and an unrolled model take the same steps. (`optax.adafactor` takes them over
-  the whole array, which ties the step size of every layer to the loudest one.)
-- Slots bear T5X's names: {"v_row", "v_col"} where factored, {"v"} where not, under the parameter's
-  own path. `state_axes` reads the logical axes of any optimiser's state off that correspondence.
-- A schedule is a frozen dataclass that is called with the step, so it is an optax schedule and a
-  configuration at once; so is an optimiser until `build` is called.
+  the whole array, so that the layer with the largest gradients sets the step size of all.)
+- Slots have T5X's names: {"v_row", "v_col"} where factored, {"v"} where not, under the parameter's
+  own path. `state_axes` derives the logical axes of any optimizer's state from that correspondence.
+- A schedule is a frozen dataclass that is called with the step: an optax schedule and a
+  configuration at once. An optimizer is a configuration until `build` is called.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Schedule = Callable[[Any], Any]
 class InverseSquareRoot:
     """T5's pretraining schedule: scale / sqrt(max(step, offset)).
 
-    NOTE: with T5's offset of 10,000 it is flat at 0.01 for 10,000 steps and then decays; there is
-    no linear warm-up in it.
+    NOTE: with T5's offset of 10,000 it is flat at 0.01 for 10,000 steps and then decays; it has no
+    linear warm-up.
 
     Attributes:
-      scale: of all rates.
+      scale: factor of all rates.
       offset: steps before the decay begins.
     """
 
@@ -62,13 +62,13 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class WarmupLinear:
-    """From 0 to `peak` over `warmup_steps`, then straight to `final` at step `total_steps`.
+    """Linear warm-up from 0 to `peak`, then linear decay to `final` at step `total_steps`.
 
     Attributes:
       peak: the highest rate.
-      final: the last.
-      warmup_steps: to climb to `peak`.
-      total_steps: at which `final` is reached.
+      final: the last rate.
+      warmup_steps: steps of the warm-up.
+      total_steps: the step at which `final` is reached.
     """
 
     peak: float
@@ -82,13 +82,13 @@ class WarmupLinear:
 
 @dataclasses.dataclass(frozen=True)
 class WarmupCosine:
-    """From 0 to `peak` over `warmup_steps`, then along half a cosine to `final`.
+    """Linear warm-up from 0 to `peak`, then half a cosine to `final` at step `total_steps`.
 
     Attributes:
       peak: the highest rate.
-      final: the last.
-      warmup_steps: to climb to `peak`.
-      total_steps: at which `final` is reached.
+      final: the last rate.
+      warmup_steps: steps of the warm-up.
+      total_steps: the step at which `final` is reached.
     """
 
     peak: float
@@ -117,6 +117,8 @@ def _warmed_up(
 
 
 class AdafactorState(NamedTuple):
+    """State of `adafactor`."""
+
     step: jax.Array  # int32 scalar: updates done
     slots: Any  # at each parameter's place: {"v_row", "v_col"} or {"v"}, float32
 
@@ -131,7 +133,7 @@ def adafactor(
     min_scale: float = 1e-3,
     min_dim_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """Adafactor without momentum, as T5 uses it (Shazeer and Stern 2018, algorithm 4).
+    """Return Adafactor without momentum, as T5 uses it (Shazeer and Stern 2018, algorithm 4).
 
     With t = 1, 2, ... and, per layer, G the gradient and X the parameter:
 
@@ -149,7 +151,7 @@ def adafactor(
     """
 
     def layer_axes(names: tuple[str | None, ...]) -> tuple[int, ...]:
-        """The dimensions of one layer, counted from the end."""
+        """Return the dimensions of one layer, counted from the end."""
         rank = len(names) - (names[:1] == ("layers",))
         return tuple(range(-rank, 0))
 
@@ -188,7 +190,7 @@ def adafactor(
 
     def update(gradients: Any, state: AdafactorState, params: Any = None) -> tuple:
         if params is None:
-            raise ValueError("adafactor scales its steps by the parameters: pass them to update")
+            raise ValueError("adafactor scales updates by the parameters: pass them to update")
         beta2 = 1.0 - (state.step + 1).astype(jnp.float32) ** -decay_exponent
         rate = schedule(state.step)
         structure: Any = jax.tree.structure(gradients)
@@ -218,11 +220,11 @@ def _rms(x: jax.Array, dims: tuple[int, ...]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor:
-    """T5's optimiser; see `adafactor`.
+    """T5's optimizer; see `adafactor`.
 
     Attributes:
       schedule: @InverseSquareRoot(), @Constant(), @WarmupLinear() or @WarmupCosine().
-      clip_threshold: greatest RMS of a layer's update, before the learning rate.
+      clip_threshold: the largest RMS of a layer's update, before the learning rate.
       min_dim_to_factor: matrices with both dimensions of at least this are factored.
     """
 
@@ -247,7 +249,7 @@ class AdamW:
       schedule: @Constant(), @WarmupLinear(), @WarmupCosine() or @InverseSquareRoot().
       beta1, beta2: decay of the running means of gradients and of their squares.
       epsilon: added to the square root of the latter.
-      weight_decay: times the learning rate, of matrices only.
+      weight_decay: decay of matrices only, multiplied by the learning rate.
     """
 
     schedule: Any = Constant()
@@ -270,18 +272,19 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Muon:
-    """Muon (Jordan 2024): orthogonalised momentum for matrices; Adam for everything else.
+    """Muon (Jordan 2024): orthogonalized momentum for matrices; Adam for everything else.
 
-    Each layer of a stack is orthogonalised by itself. Embeddings, output kernels and tables of
-    positions are Adam's, as vectors are. Updates are scaled to AdamW's usual size (Liu et al. 2025,
-    arXiv:2502.16982, equation 4), so that one rate and one weight decay serve both.
+    Each layer of a stack is orthogonalized by itself. Embeddings, output kernels, tables of
+    positions and vectors are updated by Adam. Muon's updates are scaled to the usual size of
+    AdamW's (Liu et al. 2025, arXiv:2502.16982, equation 4), so that both share one learning rate
+    and one weight decay.
 
     Attributes:
       schedule: @WarmupCosine(), @WarmupLinear(), @Constant() or @InverseSquareRoot().
-      beta: decay of the running mean of gradients; it is corrected as Nesterov's, and so is Adam's.
+      beta: decay of the running mean of gradients, with Nesterov's correction, which Adam has too.
       update_rms: root mean square of a matrix's update, before the learning rate.
       beta1, beta2, epsilon: of Adam.
-      weight_decay: times the learning rate, of matrices only.
+      weight_decay: decay of matrices only, multiplied by the learning rate.
     """
 
     schedule: Any = Constant()
@@ -297,7 +300,7 @@ class Muon:
             whole = {"vocab", "positions", "relpos_buckets"} & set(names)
             if whole or not _is_matrix(names):
                 return None
-            return optax.contrib.MuonDimensionNumbers(-2, -1)  # the rest are layers, one by one
+            return optax.contrib.MuonDimensionNumbers(-2, -1)  # other dimensions are layers
 
         return optax.contrib.muon(
             self.schedule,
@@ -320,11 +323,11 @@ def _is_matrix(names: tuple[str | None, ...]) -> bool:
 
 
 def state_axes(state: Any, params: Any, axes: Any) -> Any:
-    """Logical axes of every leaf of an optimiser's state, derived from the parameters'.
+    """Return the logical axes of every leaf of an optimizer's state, from the parameters'.
 
-    A leaf belongs to the parameter whose path its own path ends with, but for the slot's name.
+    A leaf belongs to the parameter whose path its own path ends with, apart from the slot's name.
     "v_row" lacks the parameter's last dimension, "v_col" the one before it, any other leaf has its
-    shape. Leaves outside of all parameters (counts, coefficients) lie whole on every device.
+    shape. Leaves outside of all parameters (counts, coefficients) are whole on every device.
 
     Args:
         state: tree of arrays or shapes, as from `jax.eval_shape(optimizer.init, params)`.
@@ -332,7 +335,7 @@ def state_axes(state: Any, params: Any, axes: Any) -> Any:
         axes: tree like `params`, a tuple of logical names at each leaf.
 
     Raises:
-        ValueError: a leaf whose shape does not follow from a parameter's.
+        ValueError: the shape of a leaf does not follow from a parameter's.
     """
     structure: Any = jax.tree.structure(params)
     known = {
@@ -348,7 +351,7 @@ def state_axes(state: Any, params: Any, axes: Any) -> Any:
         keys = _names(path)
         if leaf.shape == () or not isinstance(path[-1], jax.tree_util.DictKey):
             return (None,) * len(leaf.shape)
-        # What wraps an optimiser may put keys of its own before the parameter's ("adam" in Muon).
+        # A wrapper of an optimizer may have keys before the parameter's ("adam" in Muon).
         for names in (keys[start:] for start in range(len(keys))):
             for slot, kept in (("v_row", _without_last), ("v_col", _without_second_last)):
                 if names[-1] == slot and names[:-1] in known:
@@ -359,13 +362,13 @@ def state_axes(state: Any, params: Any, axes: Any) -> Any:
                 if owner in known and known[owner][0] == leaf.shape:
                     return known[owner][1]
         where = jax.tree_util.keystr(path)
-        raise ValueError(f"optimiser state {where} {leaf.shape} follows from no parameter")
+        raise ValueError(f"optimizer state {where} {leaf.shape} follows from no parameter")
 
     return jax.tree_util.tree_map_with_path(leaf_axes, state)
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """The dictionary keys of a tree path: the parameter's, whatever the optimiser wraps it in."""
+    """Return the dictionary keys of a tree path: the parameter's, without its wrappers'."""
     return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 

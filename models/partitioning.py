@@ -1,19 +1,19 @@
-"""Where every array lives: a device mesh, and rules from logical axes to its axes.
+"""Sharding of every array: a device mesh, and rules from logical axes to mesh axes.
 
 - A model names the axes of its parameters ("embed", "heads", ...) and of a few activations; one
-  table, `RULES`, says which mesh axes each name is split over. Changing the parallelism is a change
-  of mesh, not of model.
+  table, `RULES`, maps each name to the mesh axes that it is split over. Another parallelism is
+  another mesh, not another model.
 - The mesh has three axes. `data` holds copies, `fsdp` holds slices of the parameters and of the
   batch, `tensor` splits heads, the feed-forward width and the vocabulary.
-- Slices that only a network joins divide the outer part of `data`: it alone has nothing to send but
-  one sum of gradients a step.
-- What `tensor` leaves whole, norms, dropout and the residual stream between two products, can be
-  split along the length instead: `RULES | SEQUENCE`. It divides their memory by `tensor` and turns
-  an all-reduce into a reduce-scatter and an all-gather of the same bytes.
+- TPU slices that are joined by a network only divide the outer part of `data`, whose one
+  communication is the sum of gradients, once a step.
+- Norms, dropout and the residual stream between two products are not split by `tensor`. They can be
+  split along the length instead: `RULES | SEQUENCE` divides their memory by `tensor` and replaces
+  an all-reduce by a reduce-scatter and an all-gather of the same bytes.
 - The mesh axes are of type Auto: the compiler propagates shardings, and `constrain` pins the few
   activations where it would otherwise choose badly.
-- A dimension that its mesh axes do not divide stays whole, and that is reported once. Vectors (norm
-  scales, biases, factored optimiser rows) stay whole on purpose: splitting 4 kB saves nothing and
+- A dimension that its mesh axes do not divide stays whole, which is reported once. Vectors (norm
+  scales, biases, factored optimizer rows) stay whole on purpose: splitting 4 kB saves nothing and
   costs a gather at each use.
 """
 
@@ -29,6 +29,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from models.errors import ModelError
+
 Axes = tuple[str | None, ...]
 Rules = Mapping[str, tuple[str, ...]]
 
@@ -41,44 +43,46 @@ RULES: Rules = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": ("tensor",),
     "layers": (),
     "relpos_heads": (),
     "relpos_buckets": (),
     "positions": (),
     "head_dim": (),
     "sentence": (),
+    "gate": (),
     # Activations.
     "batch": ("data", "fsdp"),
     "length": (),
 }
 
-# Added to the rules: lengths take what no other dimension of an activation does.
+# Added to the rules: the length takes the mesh axes that no other dimension of an activation has.
 SEQUENCE: Rules = {"length": ("tensor",)}
 
 
 class MeshError(ValueError):
-    """A mesh does not fit the devices, or a batch does not fit the mesh."""
+    """A mesh that does not fit the devices, or a batch that does not fit the mesh."""
 
 
 _log = logging.getLogger(__name__)
-# The rules in force for `constrain`. A user context is part of jit's cache key, so that a function
+# The rules that `constrain` applies. A user context is part of jit's cache key, so that a function
 # traced under one table is traced anew under another.
 _active_rules = jax.make_user_context(None)
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over all devices of all processes.
+    """Return the mesh over all devices of all processes.
 
     Args:
-        axes: sizes of `data`, `fsdp` and `tensor`; -1, at most once, means "what remains". By
-            default `data` is -1 and the others 1.
+        axes: sizes of `data`, `fsdp` and `tensor`; -1, at most once, stands for the quotient of the
+            number of devices and the other sizes. By default `data` is -1 and the others 1.
         devices: the devices to use; all of them (`jax.devices()`) by default.
 
-    Where the devices are of several slices, each slice is a block of its own along `data`.
+    Where the devices are of several TPU slices, each slice is a block of its own along `data`.
 
     Raises:
-        MeshError: unknown axis, two -1, sizes whose product is not the number of devices, or a size
-            of `data` that the number of slices does not divide.
+        MeshError: an unknown axis, two -1, sizes whose product is not the number of devices, or a
+            size of `data` that the number of slices does not divide.
     """
     axes = dict(axes or {})
     if unknown := sorted(set(axes) - set(MESH_AXES)):
@@ -90,7 +94,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
     if len(wild) > 1 or given < 1 or len(devices) % given or (not wild and given != len(devices)):
         raise MeshError(
             f"mesh {sizes} does not fill {len(devices)} devices: the product must be their number, "
-            "or one axis -1 to take what remains"
+            "or one axis -1 to fill it"
         )
     sizes |= {name: len(devices) // given for name in wild}
     types = (AxisType.Auto,) * len(MESH_AXES)
@@ -110,23 +114,23 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[Any] | No
 
 
 def override(rules: Rules, changes: Rules) -> Rules:
-    """`rules` with some of them replaced: `override(RULES, SEQUENCE)`.
+    """Return `rules` with some of them replaced: `override(RULES, SEQUENCE)`.
 
     Raises:
-        ValueError: an axis that no model has or no mesh has, or "batch": batches are read by it.
+        ValueError: an axis that no model has or no mesh has; or "batch", by which batches are read.
     """
     for name, target in changes.items():
         if name not in rules or name == "batch":
             known = sorted(set(rules) - {"batch"})
-            raise ValueError(f"no rule for {name!r} to replace; there are: {', '.join(known)}")
+            raise ModelError(f"no rule for {name!r} to replace; there are: {', '.join(known)}")
         if unknown := sorted(set(target) - set(MESH_AXES)):
-            raise ValueError(f"rule for {name!r}: the mesh has no axes {unknown}")
+            raise ModelError(f"rule for {name!r}: the mesh has no axes {unknown}")
     return {**rules, **{name: tuple(target) for name, target in changes.items()}}
 
 
 @contextlib.contextmanager
 def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
-    """Make `mesh` and `rules` those that `constrain` applies inside functions traced here."""
+    """Let `constrain` apply `mesh` and `rules` inside functions that are traced in the context."""
     frozen = tuple(sorted((name, tuple(target)) for name, target in rules.items()))
     with jax.set_mesh(mesh), _active_rules(frozen):
         yield mesh
@@ -135,19 +139,19 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
 def sharding_of(
     axes: Axes, mesh: Mesh, rules: Rules = RULES, shape: Sequence[int] | None = None
 ) -> NamedSharding:
-    """The sharding of an array whose dimensions bear the logical names `axes`.
+    """Return the sharding of an array whose dimensions have the logical names `axes`.
 
-    Each mesh axis serves one dimension: where two ask for the same, the first has it. So in an
-    activation's ("batch", "length", "embed"), "embed" is whole, `fsdp` being taken by "batch". Only
-    "length" comes last wherever it stands: heads and features go before it.
+    Each mesh axis splits one dimension, the first whose rule has it. So in an activation's
+    ("batch", "length", "embed"), "embed" is whole, because `fsdp` is taken by "batch". Only
+    "length" comes after heads and features wherever it is.
 
     Args:
         axes: one name per dimension; None is never split.
-        shape: where given, a dimension that its mesh axes do not divide stays whole, and that is
+        shape: where given, a dimension that its mesh axes do not divide stays whole, which is
             reported once.
 
     Raises:
-        ValueError: a name that the rules lack.
+        ValueError: a name without a rule.
 
     >>> sharding_of(("embed", "mlp"), mesh).spec
     PartitionSpec('fsdp', 'tensor')
@@ -156,7 +160,7 @@ def sharding_of(
 
 
 def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """Shardings of a tree of parameters, or of optimiser state shaped like them.
+    """Return the shardings of a tree of parameters, or of optimizer state shaped like them.
 
     Args:
         shapes: tree of arrays or `jax.ShapeDtypeStruct`.
@@ -174,21 +178,22 @@ def shardings(shapes: Any, axes: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def param_shardings(model: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """Shardings of `model`'s parameters: a tree like `model.init`'s."""
+    """Return the shardings of `model`'s parameters: a tree like `model.init`'s."""
     return shardings(model.shapes(), model.logical_axes(), mesh, rules)
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
-    """The sharding of a batch: rows over `data` and `fsdp`, everything else whole."""
+    """Return the sharding of a batch: rows over `data` and `fsdp`, other dimensions whole."""
     return sharding_of(("batch",), mesh, rules)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Pin the sharding of an activation inside a jitted function; nothing outside of `use`."""
+    """Pin the sharding of an activation inside a jitted function; do nothing outside of `use`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or _active_rules.value is None:
         return x
@@ -197,19 +202,19 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def platform() -> str:
-    """What is compiled for: the mesh's devices (which need not be attached), else JAX's default."""
+    """Return the platform of the mesh's devices, attached or not; without a mesh, JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def device_kind() -> str:
-    """As `platform`, which chip: "TPU v6 lite", "NVIDIA H100 80GB HBM3", "cpu"."""
+    """Return the chip that `platform` refers to: "TPU v6 lite", "NVIDIA H100 80GB HBM3", "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (jax.devices()[0] if device is None else device).device_kind
 
 
 def parts(name: str) -> int:
-    """Into how many pieces the mesh and rules in force cut the logical axis `name`; 1 outside."""
+    """Return the number of pieces of the logical axis `name` inside of `use`; 1 outside."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or _active_rules.value is None:
         return 1
@@ -221,17 +226,20 @@ def per_shard(
     arrays: Mapping[str, tuple[jax.Array | None, Axes]],
     result: Axes,
     result_shape: Sequence[int],
+    *,
+    summed: tuple[str, ...] = (),
 ) -> Any:
-    """function(**arrays), run by each device on its own pieces; for what the compiler cannot split.
+    """Run function(**arrays) on each device's own pieces, where the compiler cannot split it.
 
-    Pieces are cut by the rules in force, so `function` must not look beyond its batch rows and
-    heads. Gradients of arrays that several devices share are summed. Outside of `use`, a plain
-    call.
+    Pieces are cut by the rules of `use`, so each row of the batch and each head must be computed
+    independently. Gradients of arrays that several devices share are summed. Outside of `use` this
+    is a plain call.
 
     Args:
-        arrays: by argument, an array and one logical name for each of its dimensions; where the
-            array is None, the argument is left out.
-        result, result_shape: of the one array that `function` returns.
+        arrays: for each argument an array and one logical name for each of its dimensions; where
+            the array is None, the argument is omitted.
+        result, result_shape: names and shape of the one array that `function` returns.
+        summed: logical axes of arguments over whose pieces `function` returns partial sums.
     """
     given = {name: (array, axes) for name, (array, axes) in arrays.items() if array is not None}
     values = [array for array, _ in given.values()]
@@ -245,11 +253,23 @@ def per_shard(
     rules = dict(_active_rules.value)
     specs = tuple(_partition_spec(axes, mesh, rules, array.shape) for array, axes in given.values())
     out = _partition_spec(result, mesh, rules, result_shape)
-    return jax.shard_map(call, in_specs=specs, out_specs=out, check_vma=False)(*values)
+    pieces = {
+        axis
+        for spec, (_, axes) in zip(specs, given.values(), strict=True)
+        for target, name in zip(spec, axes, strict=False)  # a spec omits trailing whole dimensions
+        if target is not None and name in summed
+        for axis in ((target,) if isinstance(target, str) else target)
+    }
+
+    def call_and_add(*values: jax.Array) -> Any:
+        partial = call(*values)
+        return jax.lax.psum(partial, tuple(sorted(pieces))) if pieces else partial
+
+    return jax.shard_map(call_and_add, in_specs=specs, out_specs=out, check_vma=False)(*values)
 
 
 def batch_reader(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which part of each global batch this process has to read, out of how many.
+    """Return (index, count): the part of each global batch that this process reads.
 
     Without tensor parallelism across processes this is (process index, process count). Processes
     that hold the same rows get the same index.
@@ -264,8 +284,8 @@ def batch_reader(mesh: Mesh) -> tuple[int, int]:
     flat = [slot for part in parts for slot in part]
     if len(flat) != rows or len(set(map(len, parts))) != 1:
         raise MeshError(
-            f"processes share batch rows unevenly under mesh {dict(mesh.shape)}: let `tensor` "
-            "divide the devices of one process, or be a multiple of them"
+            f"processes share batch rows unevenly under mesh {dict(mesh.shape)}: choose a size of "
+            "`tensor` that divides the number of devices of a process, or a multiple of it"
         )
     return parts.index(tuple(sorted(slots[jax.process_index()]))), len(parts)
 
@@ -282,9 +302,9 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     Raises:
         MeshError: rows that the mesh does not divide.
 
-    NOTE: where a process's devices are not neighbours along the mesh (some accelerator topologies),
-    its rows are not neighbours in the global batch either. The set of rows is the same, and so is
-    every sum over it, up to rounding.
+    NOTE: where a process's devices are not adjacent along the mesh (some accelerator topologies),
+    its rows are not adjacent in the global batch. The set of rows is the same, and so is every sum
+    over it, up to rounding.
     """
     _, readers = batch_reader(mesh)
     slots = _row_slots(mesh)
@@ -303,7 +323,7 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 
 
 def _row_slots(mesh: Mesh) -> int:
-    """Into how many pieces a batch is cut."""
+    """Return the number of pieces of a batch."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
@@ -314,7 +334,7 @@ def _partition_spec(
     spec: list[tuple[str, ...] | str | None] = [None] * len(axes)
     for dimension, name in sorted(enumerate(axes), key=lambda item: item[1] == "length"):
         if name is not None and name not in rules:
-            raise ValueError(f"no rule for the logical axis {name!r}; known: {sorted(rules)}")
+            raise ModelError(f"no rule for the logical axis {name!r}; known: {sorted(rules)}")
         wanted = rules[name] if name is not None else ()
         target = tuple(a for a in wanted if mesh.shape.get(a, 1) > 1 and a not in taken)
         parts = math.prod(mesh.shape[a] for a in target)

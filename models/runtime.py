@@ -1,15 +1,15 @@
-"""How a process starts and how it is told to stop: the same for training and for scoring.
+"""Start and stop of processes, common to training and scoring.
 
 - Several processes join by `jax.distributed`. On TPU pods, Slurm and GKE the library finds its
   peers itself; elsewhere the coordinator's address, the number of processes and the index are given
   as flags or in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 - Compiled programs are cached on disk, keyed by program, compiler and flags: the second run of the
   same shape starts without compiling.
-- SIGUSR1 asks a process to record its next steps for the profiler (`Profiler`).
-- SIGTERM asks to stop at the next step. All processes of a job agree on the step, whichever of them
-  was told. A stopped job exits with EX_TEMPFAIL (75): launchers restart on it, and it goes on.
-- Command lines import this module before they know what they are asked for: jax comes in inside
-  the functions only.
+- On SIGUSR1 a process records its next steps for the profiler (`Profiler`).
+- On SIGTERM a job stops at the next step. All its processes agree on the step, whichever of them
+  got the signal. A stopped job exits with EX_TEMPFAIL (75), on which launchers restart it.
+- Command lines import this module before they parse their arguments: jax is imported inside the
+  functions only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import os
 import signal
 from types import TracebackType
 
-RESTART = 75  # EX_TEMPFAIL of sysexits.h: stopped in good order, run the same command again
+RESTART = 75  # EX_TEMPFAIL of sysexits.h: stopped on a signal, run the same command again
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags by which the processes of a job find each other."""
+    """Add the flags by which the processes of a job find each other."""
     group = parser.add_argument_group("several processes")
     group.add_argument(
         "--distributed",
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="join the job that the environment describes (TPU pod, Slurm, GKE, JAX_* variables)",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; joins")
-    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
 
 
 def join(arguments: argparse.Namespace) -> None:
-    """Join the other processes, where there are any. Call it before anything asks for a device."""
+    """Join the other processes, if there are any. Call it before any use of a device."""
     import jax
 
     if arguments.coordinator is not None:
@@ -46,19 +46,19 @@ def join(arguments: argparse.Namespace) -> None:
 
 
 def cache_compilations(directory: str | os.PathLike | None) -> None:
-    """Keep compiled programs in `directory`, for this and every later process. None: do nothing."""
+    """Keep compiled programs in `directory` for this and later processes; None: do nothing."""
     import jax
 
     if directory is None:
         return
     jax.config.update("jax_compilation_cache_dir", os.fspath(directory))
-    # Small programs too: a study starts many processes that compile the same few dozens of them.
+    # Small programs too: a study starts many processes that compile the same few dozen programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class StopSignal:
-    """Whether the job was asked to stop.
+    """A flag that SIGTERM sets, on all processes of a job at the same step.
 
     with StopSignal() as stop:
         for step in range(...):
@@ -74,8 +74,8 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         import jax
 
-        # NOTE: with several processes, jax.distributed listens for SIGTERM itself and spreads the
-        # word; a handler of ours would take the signal away from it.
+        # NOTE: with several processes, jax.distributed handles SIGTERM itself and notifies all of
+        # them; another handler would replace its own.
         if jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
@@ -90,7 +90,7 @@ class StopSignal:
         self._received = True
 
     def requested(self, step: int) -> bool:
-        """The same answer on every process. Call it at every step."""
+        """Return whether to stop, the same on every process. Call it at every step."""
         import jax
         from jax.experimental import multihost_utils
 
@@ -100,9 +100,10 @@ class StopSignal:
 
 
 class Profiler:
-    """Records steps in `directory`/step_N, for TensorBoard's profile view; N is the first of them.
+    """A recorder of steps in `directory`/step_N, for TensorBoard's profile view.
 
-    Those of `steps`, and the next `ON_DEMAND` whenever the process gets SIGUSR1.
+    N is the first of the recorded steps: those of `steps`, and the next `ON_DEMAND` whenever the
+    process gets SIGUSR1.
 
     with Profiler(directory, steps=(100, 105)) as profiler:
         for step in range(...):
@@ -114,10 +115,10 @@ class Profiler:
     ON_DEMAND = 5
 
     def __init__(self, directory: str | os.PathLike, steps: tuple[int, int] | None = None) -> None:
-        """`steps`: (first, last); recorded are the steps after `first` up to and with `last`."""
+        """Record the steps after the first of `steps`, up to and including its last."""
         self._directory = os.fspath(directory)
         self._steps = steps
-        self._until: int | None = None  # the step with which the recording under way ends
+        self._until: int | None = None  # the last step of the current recording
         self._asked = False
         self._previous: object = None
 
@@ -135,7 +136,7 @@ class Profiler:
         self._asked = True
 
     def before(self, done: int) -> None:
-        """Call it before each step; `done`: how many there were before it."""
+        """Start a recording if one is due. Call it before each step; `done`: steps so far."""
         import jax
 
         if self._until is not None:
@@ -150,7 +151,7 @@ class Profiler:
         jax.profiler.start_trace(f"{self._directory}/step_{done + 1}")
 
     def after(self, done: int, result: object) -> None:
-        """Call it after each step; `result`: arrays that the step gives."""
+        """Finish a recording if it is complete. Call it after each step with the step's arrays."""
         import jax
 
         if self._until is not None and done >= self._until:

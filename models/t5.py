@@ -1,44 +1,57 @@
-"""T5: one encoder-decoder for v1.0, v1.1, Flan, LM-adapted, mT5, umT5, ByT5 and Sentence-T5.
+"""T5: an encoder-decoder for v1.0, v1.1, Flan, LM-adapted, mT5, umT5, ByT5 and Sentence-T5.
 
-- Parameters carry T5X's names, so that published checkpoints map by name; stacked layers drop the
+- Parameters have T5X's names, so that published checkpoints map by name; stacked layers drop the
   number: `encoder/layers_0/...` becomes `encoder/layers/...` with a leading [layers] dimension.
-- Everything is packed: `segment_ids` are 1, 2, ... per example in a row, 0 for padding. The bias
-  depends on key - query alone and other segments are masked, so array indices serve as positions.
+- Rows are packed: `segment_ids` are 1, 2, ... per example in a row, 0 for padding. The bias depends
+  on key - query alone and other segments are masked, so array indices serve as positions.
 - Projections compute in `config.dtype`; norms, scores, softmax and logits in float32.
-- Dropout where T5X has it: one draw for all positions of a row (for all queries, in attention),
-  except after the encoder's last norm, where every entry has its own.
+- Dropout is T5X's: one draw for all positions of a row (for all queries, in attention), except
+  after the encoder's last norm, where every entry has its own.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import Attention, RelativePositionBias, attention_mask, segment_mask
+from models.attention import Attention, AttentionPlan, KeyValues, masked_plan, plan_attention
 from models.config import T5Config
+from models.errors import ModelError
+from models.flops import absorbs_cross_attention
+from models.heads import SequenceHead
+from models.kernels.segments import Branches, segment_mask
+from models.language_model import Batch, Decoding, LanguageModel
 from models.layers import (
-    MLP,
+    KERNEL_INIT,
     Embedding,
     Linear,
     RMSNorm,
     Stack,
     add,
     dropout,
-    einsum,
     split_key,
 )
-from models.logits import vocabulary_logits
+from models.logits import OutputHead
+from models.mlp import MLP
 from models.partitioning import constrain
+from models.positions import segment_positions
+from models.relative_bias import RelativePositionBias
 
 _EMBEDDING_INIT = jax.nn.initializers.normal(1.0)
 _RESIDUAL = ("batch", "length", "embed")
 _LENGTH = (1,)  # of [batch, length, features]
 _QUERIES = (2,)  # of [batch, heads, queries, keys]
 
+Key = jax.Array | None  # of dropout
+
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and MLP, each normed before and added to the residual stream."""
+    """Self-attention and MLP, each with a norm before it and added to the residual stream."""
 
     def __init__(self, config: T5Config):
         self.pre_attention_layer_norm = _norm(config)
@@ -49,15 +62,12 @@ class EncoderLayer(nnx.Module):
             self.relpos_bias = _relative_bias(config, bidirectional=True)
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, x, *, bias, mask, dropout_key=None):
-        """[batch, length, d_model] -> the same; `bias` None: this layer's own."""
+    def __call__(self, x: jax.Array, plan: AttentionPlan, *, dropout_key: Key = None) -> jax.Array:
+        """Map [batch, length, d_model] to the same shape."""
         keys = split_key(dropout_key, 4)
         drop = functools.partial(dropout, rate=self.dropout_rate, broadcast=_LENGTH)
-        if bias is None:
-            bias = self.relpos_bias.beside(mask, x.shape[1])
-        y = self.attention(
-            self.pre_attention_layer_norm(x), bias=bias, mask=mask, dropout_key=keys[0]
-        )
+        plan = plan.with_bias(getattr(self, "relpos_bias", None))
+        y = self.attention(self.pre_attention_layer_norm(x), plan, dropout_key=keys[0])
         x = add(x, drop(y, key=keys[1]))
         y = self.mlp(self.pre_mlp_layer_norm(x), dropout_key=keys[2], broadcast=_LENGTH)
         return constrain(add(x, drop(y, key=keys[3])), _RESIDUAL)
@@ -77,24 +87,65 @@ class DecoderLayer(nnx.Module):
             self.relpos_bias = _relative_bias(config, bidirectional=False)
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, x, encoded, *, bias, mask, cross_mask, absorb=False, dropout_key=None):
-        """[batch, target_length, d_model] -> the same; `bias` None: this layer's own."""
+    def __call__(
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        plan: AttentionPlan,
+        cross: AttentionPlan | jax.Array,
+        *,
+        dropout_key: Key = None,
+    ) -> jax.Array:
+        """Map [batch, target_length, d_model] to the same shape.
+
+        `cross` is the plan of the attention to `encoded`, or the mask of absorbed attention.
+        """
         keys = split_key(dropout_key, 6)
         drop = functools.partial(dropout, rate=self.dropout_rate, broadcast=_LENGTH)
-        if bias is None:
-            bias = self.relpos_bias.beside(mask, x.shape[1])
-        y = self.self_attention(
-            self.pre_self_attention_layer_norm(x), bias=bias, mask=mask, dropout_key=keys[0]
-        )
+        plan = plan.with_bias(getattr(self, "relpos_bias", None))
+        y = self.self_attention(self.pre_self_attention_layer_norm(x), plan, dropout_key=keys[0])
         x = add(x, drop(y, key=keys[1]))
-        cross, y = self.encoder_decoder_attention, self.pre_cross_attention_layer_norm(x)
-        if absorb:
-            y = cross.absorbed(y, encoded, mask=cross_mask)
+        y = self.pre_cross_attention_layer_norm(x)
+        if isinstance(cross, AttentionPlan):
+            y = self.encoder_decoder_attention(y, cross, source=encoded, dropout_key=keys[2])
         else:
-            y = cross(y, encoded, mask=cross_mask, dropout_key=keys[2])
+            y = self.encoder_decoder_attention.absorbed(y, encoded, mask=cross)
         x = add(x, drop(y, key=keys[3]))
         y = self.mlp(self.pre_mlp_layer_norm(x), dropout_key=keys[4], broadcast=_LENGTH)
         return constrain(add(x, drop(y, key=keys[5])), _RESIDUAL)
+
+    def step(
+        self,
+        x: jax.Array,
+        plan: AttentionPlan,
+        cache: KeyValues,
+        slot: jax.Array,
+        cross: AttentionPlan,
+        encoded: KeyValues,
+    ) -> tuple[jax.Array, KeyValues]:
+        """Map one new token of each row, [rows, 1, d_model], to the same shape.
+
+        Args:
+          plan: of self-attention; of umT5 without its bias, which is this layer's.
+          cache, slot: see `Attention.step`.
+          cross: plan of the attention to the encoder.
+          encoded: keys and values of the encoder's states, of [batch] rows. The beams of a batch
+            row are queries of one attention, so that they share them.
+
+        Returns:
+          The states, and the keys and values of the new tokens.
+        """
+        if hasattr(self, "relpos_bias"):
+            plan = _with_step_bias(self.relpos_bias, plan, slot)
+        attended, new = self.self_attention.step(
+            self.pre_self_attention_layer_norm(x), plan, cache, slot
+        )
+        x = add(x, attended)
+        attention = self.encoder_decoder_attention
+        y = self.pre_cross_attention_layer_norm(x).reshape(encoded.key.shape[0], -1, x.shape[-1])
+        y = attention.attend(attention.queries(y), encoded, cross)
+        x = add(x, y.reshape(x.shape))
+        return add(x, self.mlp(self.pre_mlp_layer_norm(x))), new
 
 
 class Encoder(Stack):
@@ -113,18 +164,19 @@ class Encoder(Stack):
         self.config = config
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, x, segment_ids, *, dropout_key=None):
-        """Embedded tokens [batch, length, d_model] -> their encodings, the same shape."""
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, *, dropout_key: Key = None
+    ) -> jax.Array:
+        """Encode embedded tokens [batch, length, d_model]; the shape stays."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
         x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
-        mask = _mask(self.config, segment_ids, segment_ids)
-        shared = hasattr(self, "relpos_bias")
-        bias = self.relpos_bias.beside(mask, x.shape[1]) if shared else None
+        plan = _plan(self.config, segment_ids, segment_ids)
+        plan = plan.with_bias(getattr(self, "relpos_bias", None))
 
-        def step(layer, x, key):
-            return layer(x, bias=bias, mask=mask, dropout_key=key), None
+        def through(layer: EncoderLayer, x: jax.Array, key: Key) -> tuple[jax.Array, None]:
+            return layer(x, plan, dropout_key=key), None
 
-        x, _ = self.over_layers(step, x, layer_keys)
+        x, _ = self.over_layers(through, x, layer_keys)
         return dropout(self.encoder_norm(x), self.dropout_rate, last)
 
 
@@ -142,42 +194,43 @@ class Decoder(Stack):
             self.relpos_bias = _relative_bias(config, bidirectional=False)
         self.decoder_norm = _norm(config)
         self.config = config
-        if not config.tie_embeddings:
+        if not config.tie_embeddings and not config.head:
             self.logits_dense = Linear(config.d_model, config.vocab_size, ("embed", "vocab"))
         self.dropout_rate = config.dropout_rate
 
     def __call__(
-        self, x, encoded, segment_ids, encoder_segment_ids, *, absorb=False, dropout_key=None
-    ):
-        """Embedded tokens [batch, target_length, d_model] -> hidden states, the same shape."""
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        segment_ids: jax.Array,
+        encoder_segment_ids: jax.Array,
+        *,
+        reach: jax.Array | None = None,
+        absorb: bool = False,
+        dropout_key: Key = None,
+    ) -> jax.Array:
+        """Map embedded tokens [batch, target_length, d_model] to states of the same shape."""
         first, last, layer_keys = _layer_keys(dropout_key, self.count)
         x = constrain(dropout(x, self.dropout_rate, first, broadcast=_LENGTH), _RESIDUAL)
-        mask = _mask(self.config, segment_ids, segment_ids, causal=True)
+        branches = None if reach is None else Branches.of(reach, segment_positions(segment_ids))
+        plan = _plan(self.config, segment_ids, segment_ids, causal=True, branches=branches)
         if absorb:
-            cross_mask = segment_mask(segment_ids, encoder_segment_ids)
+            cross: Any = segment_mask(segment_ids, encoder_segment_ids)
         else:
-            cross_mask = _mask(self.config, segment_ids, encoder_segment_ids)
-        shared = hasattr(self, "relpos_bias")
-        bias = self.relpos_bias.beside(mask, x.shape[1]) if shared else None
+            cross = _plan(self.config, segment_ids, encoder_segment_ids)
+        plan = plan.with_bias(getattr(self, "relpos_bias", None))
 
-        def step(layer, x, key):
-            x = layer(
-                x,
-                encoded,
-                bias=bias,
-                mask=mask,
-                cross_mask=cross_mask,
-                absorb=absorb,
-                dropout_key=key,
-            )
-            return x, None
+        def through(layer: DecoderLayer, x: jax.Array, key: Key) -> tuple[jax.Array, None]:
+            return layer(x, encoded, plan, cross, dropout_key=key), None
 
-        x, _ = self.over_layers(step, x, layer_keys)
+        x, _ = self.over_layers(through, x, layer_keys)
         return dropout(self.decoder_norm(x), self.dropout_rate, last, broadcast=_LENGTH)
 
 
-class T5(nnx.Module):
-    """The whole model. Built and filled by `models.model.Model`."""
+class T5(LanguageModel):
+    """The whole model."""
+
+    config: T5Config
 
     def __init__(self, config: T5Config):
         self.config = config
@@ -191,29 +244,33 @@ class T5(nnx.Module):
             self.projection_layer = Linear(
                 config.d_model, config.sentence_head, ("embed", "sentence")
             )
+        if config.head:
+            self.head = SequenceHead(config.head, config.d_model, KERNEL_INIT)
 
-    def encode(self, tokens, segment_ids=None, *, dropout_key=None) -> jax.Array:
-        """Encodes int32 [batch, length] -> [batch, length, d_model] in the compute dtype.
+    def encode(
+        self, tokens: jax.Array, segment_ids: jax.Array | None = None, *, dropout_key: Key = None
+    ) -> jax.Array:
+        """Encode int32 [batch, length] -> [batch, length, d_model] in the compute dtype.
 
-        `segment_ids` [batch, length]; without them a row is one segment, and the pad id padding.
+        `segment_ids` [batch, length]; None: a row is one segment, and the pad id padding.
         """
-        if segment_ids is None:
-            segment_ids = (tokens != self.config.pad_id).astype(jnp.int32)
+        segment_ids = self._segments(tokens, segment_ids)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 0)
         embedded = self.token_embedder(tokens, self.config.residual_dtype)
         return self.encoder(embedded, segment_ids, dropout_key=key)
 
     def decode(
         self,
-        encoded,
-        encoder_segment_ids,
-        tokens,
-        segment_ids=None,
+        encoded: jax.Array,
+        encoder_segment_ids: jax.Array,
+        tokens: jax.Array,
+        segment_ids: jax.Array | None = None,
         *,
+        reach: jax.Array | None = None,
         absorb: bool = False,
-        dropout_key=None,
+        dropout_key: Key = None,
     ) -> jax.Array:
-        """Teacher forcing: hidden states [batch, target_length, d_model] for `logits`.
+        """Return the decoder's states under teacher forcing, [batch, target_length, d_model].
 
         Args:
           encoded: [batch, length, d_model], from `encode`.
@@ -221,12 +278,14 @@ class T5(nnx.Module):
           tokens: decoder inputs, int32 [batch, target_length]: targets shifted right, each segment
             beginning with `decoder_start_id`.
           segment_ids: [batch, target_length]; a token sees its own segment, in the decoder and in
-            the encoder. None: all is segment 1. NOTE: padding is not inferred from the tokens here,
-            because T5 starts to decode with the pad id; trailing padding is in nobody's past.
+            the encoder. None: all are segment 1. NOTE: padding is not inferred from the tokens,
+            because T5's start token is the pad id; padding trails, so the causal mask hides it.
+          reach: [batch, target_length], how many next tokens see each token, where a segment holds
+            several targets one after the other. None: all of the segment.
           absorb: let the queries of cross-attention absorb its key and value projections, see
-            `Attention.absorbed`: the same but for rounding, and cheaper while target_length is less
+            `Attention.absorbed`: equal but for rounding, and cheaper while target_length is less
             than d_kv. Without dropout.
-          dropout_key: the key given to `encode` may be given again.
+          dropout_key: may be the key given to `encode`.
 
         To ask one question of every document of a packed row, give one start token per document
         and segment_ids 1, 2, 3, ...: [rows, documents].
@@ -234,35 +293,26 @@ class T5(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if absorb and dropout_key is not None:
-            raise ValueError("absorb=True has no dropout")
+            raise ModelError("absorb=True has no dropout")
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
         embedded = self.token_embedder(tokens, self.config.residual_dtype)
         return self.decoder(
-            embedded, encoded, segment_ids, encoder_segment_ids, absorb=absorb, dropout_key=key
+            embedded,
+            encoded,
+            segment_ids,
+            encoder_segment_ids,
+            reach=reach,
+            absorb=absorb,
+            dropout_key=key,
         )
 
-    def logits(self, hidden) -> jax.Array:
-        """Hidden states [batch, length, d_model] -> float32 [batch, length, vocab]."""
-        return vocabulary_logits(hidden, *self.output_embedding())
-
-    def output_embedding(self) -> tuple[jax.Array, float]:
-        """The kernel [d_model, vocab] and the scale of `logits`, for losses that work in chunks."""
-        if not self.config.tie_embeddings:
-            return self.decoder.logits_dense.kernel[...], 1.0
-        scale = self.config.d_model**-0.5 if self.config.scale_tied_logits else 1.0
-        return self.token_embedder.embedding[...].T, scale
-
-    def __call__(self, batch: dict[str, jax.Array], *, dropout_key=None) -> jax.Array:
-        """Logits of a seqio-style batch, packed or not: float32 [batch, target_length, vocab]."""
-        return self.logits(self.forward(batch, dropout_key=dropout_key))
-
-    def forward(self, batch: dict[str, jax.Array], *, dropout_key=None) -> jax.Array:
-        """Decoder states of a seqio-style batch: [batch, target_length, d_model]."""
+    def forward(self, batch: Batch, *, dropout_key: Key = None) -> jax.Array:
+        """Return states of a batch, see `LanguageModel.forward`."""
         tokens = batch["encoder_input_tokens"]
-        segment_ids = batch.get("encoder_segment_ids")
-        if segment_ids is None:
-            segment_ids = (tokens != self.config.pad_id).astype(jnp.int32)
+        segment_ids = self._segments(tokens, batch.get("encoder_segment_ids"))
         encoded = self.encode(tokens, segment_ids, dropout_key=dropout_key)
+        if not self.config.has_decoder:
+            return encoded
         return self.decode(
             encoded,
             segment_ids,
@@ -271,32 +321,98 @@ class T5(nnx.Module):
             dropout_key=dropout_key,
         )
 
-    def embed(self, tokens, segment_ids=None, *, max_segments: int | None = None) -> jax.Array:
-        """Sentence-T5: mean over a text's tokens, projection, unit length; float32.
+    def answer_states(self, batch: Batch) -> jax.Array:
+        """Return the states after start tokens, see `LanguageModel.answer_states`."""
+        segment_ids, starts = batch["encoder_segment_ids"], batch["decoder_input_tokens"]
+        return self.decode(
+            self.encode(batch["encoder_input_tokens"], segment_ids),
+            segment_ids,
+            starts,
+            batch["decoder_segment_ids"],
+            reach=batch.get("decoder_reach"),
+            absorb=absorbs_cross_attention(self.config, starts.shape[1]),
+        )
 
-        Unpacked (`max_segments` None): one text per row, [batch, sentence_head]. Packed:
-        [batch, max_segments, sentence_head], segment s at s - 1; a segment that is not there gives
-        zeros. A model without a sentence head gives the mean itself, [..., d_model].
+    def output_head(self) -> OutputHead:
+        """Return the map from states to logits."""
+        if not self.config.has_decoder or self.config.head:
+            raise ModelError("the model has an encoder only, or a head: it has no logits of tokens")
+        if not self.config.tie_embeddings:
+            return OutputHead(self.decoder.logits_dense.kernel[...])
+        scale = self.config.d_model**-0.5 if self.config.scale_tied_logits else 1.0
+        return OutputHead(self.token_embedder.embedding[...].T, scale)
+
+    def pool(
+        self, tokens: jax.Array, segment_ids: jax.Array | None = None, *, max_segments: int = 1
+    ) -> jax.Array:
+        """Return vectors of segments, see `LanguageModel.pool`."""
+        vectors = super().pool(tokens, segment_ids, max_segments=max_segments)
+        return self.projection_layer(vectors) if self.config.sentence_head else vectors
+
+    def text_states(self, tokens: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """Return the encoder's states; with a head on a decoder, the decoder's.
+
+        That decoder reads the same tokens as the encoder, each segment's shifted by one, as in
+        transformers.
         """
-        pooled = self.pool(tokens, segment_ids, max_segments=max_segments or 1)
-        norm = jnp.sqrt(jnp.sum(jnp.square(pooled), axis=-1, keepdims=True))
-        pooled = pooled / jnp.maximum(norm, 1e-12)
-        return pooled if max_segments else pooled[:, 0]
+        encoded = self.encode(tokens, segment_ids)
+        if not (self.config.head and self.config.has_decoder):
+            return encoded
+        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+        starts = segment_positions(segment_ids) == 0
+        shifted = jnp.where(starts, self.config.decoder_start_id, before)
+        return self.decode(encoded, segment_ids, shifted, segment_ids)
 
-    def pool(self, tokens, segment_ids=None, *, max_segments: int = 1) -> jax.Array:
-        """Mean over a text's tokens, and the projection where there is one: `embed` before scaling.
+    def start_decoding(
+        self, tokens: jax.Array, lengths: jax.Array | None, *, beams: int, steps: int
+    ) -> Decoding:
+        """Encode, and project keys and values of the encoder's states once."""
+        config, decoder = self.config, self.decoder
+        batch, length = tokens.shape
+        if lengths is None:
+            segment_ids = self._segments(tokens, None)
+        else:
+            segment_ids = (jnp.arange(length) < lengths[:, None]).astype(jnp.int32)
+        encoded = self.encode(tokens, segment_ids)
+        cross = masked_plan(segment_ids[:, None, None, :] > 0)  # [batch, 1, 1, length]
 
-        float32 [batch, max_segments, sentence_head or d_model].
-        """
+        def project(layer: DecoderLayer, _: None, __: None) -> tuple[None, KeyValues]:
+            return None, layer.encoder_decoder_attention.keys_values(encoded)
+
+        _, projected = decoder.over_layers(project, None)  # [layers, batch, length, heads, d_kv]
+        shape = (config.num_decoder_layers, batch * beams, steps, config.num_heads, config.d_kv)
+        cache = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+        def step(
+            token: jax.Array, index: jax.Array, cache: KeyValues
+        ) -> tuple[jax.Array, KeyValues]:
+            x = self.token_embedder(token[:, None], config.residual_dtype)  # [rows, 1, d_model]
+            plan = masked_plan((jnp.arange(steps) <= index)[None, None, None])
+            if not config.relpos_per_layer:
+                plan = _with_step_bias(decoder.relpos_bias, plan, index)
+
+            def through(layer: DecoderLayer, x: jax.Array, given: Any) -> Any:
+                old, pairs = given
+                return layer.step(x, plan, old, index, cross, pairs)
+
+            x, new = decoder.over_layers(through, x, (cache, projected))
+            logits = self.logits(decoder.decoder_norm(x))[:, 0]
+            return logits, cache.written_everywhere(new, index)
+
+        start = jnp.full(batch * beams, config.decoder_start_id, jnp.int32)
+        return Decoding(start, cache, step)
+
+    def _segments(self, tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         if segment_ids is None:
-            segment_ids = (tokens != self.config.pad_id).astype(jnp.int32)
-        encoded = self.encode(tokens, segment_ids).astype(jnp.float32)
-        wanted = jnp.arange(1, max_segments + 1)
-        belongs = segment_ids[:, None, :] == wanted[None, :, None]  # [batch, segments, length]
-        count = jnp.sum(belongs, axis=-1, keepdims=True)
-        total = einsum("bsl,bld->bsd", belongs.astype(jnp.float32), encoded)
-        mean = total / jnp.maximum(count, 1)
-        return self.projection_layer(mean) if self.config.sentence_head else mean
+            return (tokens != self.config.pad_id).astype(jnp.int32)
+        return segment_ids
+
+
+def _with_step_bias(
+    relative: RelativePositionBias, plan: AttentionPlan, index: jax.Array
+) -> AttentionPlan:
+    """Return the plan with the bias of one query at `index` on all slots of the cache."""
+    return dataclasses.replace(plan, bias=relative(1, plan.lengths[1], index))
 
 
 def _norm(config: T5Config) -> RMSNorm:
@@ -314,14 +430,22 @@ def _attention(config: T5Config, *, cross: bool = False) -> Attention:
     )
 
 
-def _mask(config: T5Config, queries, keys, *, causal=False):
-    return attention_mask(
+def _plan(
+    config: T5Config,
+    queries: jax.Array,
+    keys: jax.Array,
+    *,
+    causal: bool = False,
+    branches: Branches | None = None,
+) -> AttentionPlan:
+    return plan_attention(
         config.attention,
         queries,
         keys,
         causal=causal,
         head_dim=config.d_kv,
         dtype=config.dtype,
+        branches=branches,
     )
 
 
@@ -332,6 +456,7 @@ def _mlp(config: T5Config) -> MLP:
         activation=config.activation,
         gated=config.gated,
         dropout_rate=config.dropout_rate,
+        kernel=config.mlp_kernel,
     )
 
 
@@ -344,8 +469,8 @@ def _relative_bias(config: T5Config, *, bidirectional: bool) -> RelativePosition
     )
 
 
-def _layer_keys(key, count):
-    """Keys for a stack's first dropout, its last, and [layers] for those between; or Nones."""
+def _layer_keys(key: Key, count: int) -> tuple[Key, Key, Key]:
+    """Return keys for a stack's first dropout, its last, and [layers] for those between."""
     if key is None:
         return None, None, None
     keys = jax.random.split(key, count + 2)

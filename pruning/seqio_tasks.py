@@ -11,10 +11,10 @@
     )
 
 Choices
-- A task serves the native stream's own examples, chunked, corrupted and with EOS: number i of the
-  dataset is `Stream.examples([i])`. There is one implementation, so there is one result.
-- seqio repeats a dataset as it is; the stream shuffles and corrupts every epoch anew. To train for
-  several epochs, `epochs=None` makes the task itself endless.
+- A task serves the examples of the native stream, chunked, corrupted and with EOS: number i of the
+  dataset is `Stream.examples([i])`. There is one implementation, so both give the same examples.
+- seqio repeats a dataset unchanged. The stream shuffles and corrupts every epoch anew. For training
+  over several epochs, `epochs=None` makes the task itself endless.
 - The examples come shuffled. `shuffle=True` and a seed given to seqio change nothing: the seed of
   the task is the one it was registered with.
 - Sharding is by example: of n readers, reader k gets every n-th example from the k-th on.
@@ -31,11 +31,12 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from pruning.corpus import Corpus, load_corpus
-from pruning.selection import load_selection
-from pruning.stream.objectives import CausalLM, Objective, SpanCorruption
-from pruning.stream.stream import Stream, StreamConfig
-from pruning.vocabulary import FILE as VOCABULARY_FILE
+from pruning.corpus.reader import Corpus, load_corpus
+from pruning.corpus.selection_reader import load_selection
+from pruning.corpus.tokenizers import require_sentencepiece
+from pruning.corpus.vocabulary import FILE as VOCABULARY_FILE
+from pruning.data.objectives import CausalLM, Objective, SpanCorruption
+from pruning.data.stream import Stream, StreamConfig
 
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
@@ -47,7 +48,7 @@ class StreamSource(seqio.DataSource):
     """The examples of streams, one stream per split."""
 
     def __init__(self, splits: Mapping[str, StreamConfig], epochs: int | None = 1):
-        """Args: splits: their streams; epochs: how many a dataset has, None for no end."""
+        """Arg: splits: their streams; epochs: how many a dataset has, None for no end."""
         super().__init__(
             splits=tuple(splits), caching_permitted=False, performs_internal_shuffling=True
         )
@@ -99,11 +100,11 @@ class DocumentSource(seqio.DataSource):
     """Whole documents of a corpus, or of a selection: `text`, and its tokens as `targets`."""
 
     def __init__(self, corpus: str, splits: Mapping[str, str | None]):
-        """Args: splits: the selection of each, or None for all documents."""
+        """Arg: splits: the selection of each, or None for all documents."""
         super().__init__(splits=tuple(splits), caching_permitted=False)
         self._corpus = load_corpus(corpus)
         self._selections = {
-            split: path and load_selection(path, self._corpus.artefact)
+            split: path and load_selection(path, self._corpus.artifact)
             for split, path in splits.items()
         }
 
@@ -112,11 +113,11 @@ class DocumentSource(seqio.DataSource):
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
-        return [shard.file for shard in self._corpus.artefact.manifest.shards]
+        return [shard.file for shard in self._corpus.artifact.manifest.shards]
 
     def num_input_examples(self, split: str) -> int:
         selection = self._selections[split]
-        return selection.documents if selection else self._corpus.artefact.manifest.rows
+        return selection.documents if selection else self._corpus.artifact.manifest.rows
 
     def get_dataset(
         self,
@@ -165,7 +166,7 @@ def register(
     epochs: int | None = 1,
     metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> seqio.Task:
-    """Registers a stream as a Task.
+    """Register a stream as a Task.
 
     Args:
       name: of the task.
@@ -218,13 +219,13 @@ def register_documents(
     preprocessors: Sequence[Callable[..., Any]] | None = None,
     features: Sequence[str] = ("targets",),
 ) -> seqio.Task:
-    """Registers whole documents as a Task, for a preprocessing of your own.
+    """Register whole documents as a Task, for a preprocessing of your own.
 
     Args:
       selection, splits: as in `register`.
-      preprocessors: of examples with `text` and `targets` (its tokens); without any, `targets` get
-        an EOS and are the examples.
-      features: what the preprocessors leave.
+      preprocessors: of examples with `text` and `targets` (its tokens). By default the examples are
+        the `targets` with an EOS.
+      features: the features after the preprocessors.
     """
     own = seqio.Feature(vocabulary(load_corpus(corpus)), add_eos=True, dtype=tf.int32)
     return seqio.TaskRegistry.add(
@@ -239,16 +240,16 @@ def register_documents(
 
 
 def register_mixture(name: str, rates: Mapping[str, float]) -> seqio.Mixture:
-    """Registers a Mixture: an example is of a task with probability rate / sum of rates."""
+    """Register a Mixture: an example is of a task with probability rate / sum of rates."""
     return seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
 def vocabulary(corpus: Corpus) -> seqio.Vocabulary:
-    """The corpus's own vocabulary, as seqio has it: sentinels at the end, counting down."""
-    own = corpus.vocabulary
+    """Return the corpus's own vocabulary, as seqio has it: sentinels at the end, counting down."""
+    own = require_sentencepiece(corpus.vocabulary, "seqio")
     if own.kind == "bytes":
         return seqio.ByteVocabulary(own.extra_ids)
-    path = corpus.artefact.path / VOCABULARY_FILE
+    path = corpus.artifact.path / VOCABULARY_FILE
     return seqio.SentencePieceVocabulary(str(path), own.extra_ids)
 
 
@@ -262,7 +263,7 @@ def _require_lengths(
     output_features: Mapping[str, seqio.Feature],
     lengths: Mapping[str, int],
 ) -> tf.data.Dataset:
-    """Raises ValueError where seqio would cut the examples."""
+    """Raise ValueError where seqio would cut the examples."""
     for feature in output_features:
         given = (sequence_length or {}).get(feature)
         if given is not None and given < lengths[feature]:

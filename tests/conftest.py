@@ -17,6 +17,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the further cases of sweeps unless they are asked for."""
+    if os.environ.get("WINNOW_SWEEP") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("sweep"):
+            item.add_marker(pytest.mark.skip(reason="a sweep: set WINNOW_SWEEP=1 to run it"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory of real corpora and vocabularies; the tests that want it skip without it."""

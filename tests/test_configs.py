@@ -1,62 +1,82 @@
-"""Every configuration file reads, by the very command that its header gives."""
+"""Configuration files and documented commands: each is read as it is written."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib
+import io
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 
 import train
 from evaluation.__main__ import COMMANDS
-from pruning import configuration
-from pruning.__main__ import STAGES
+from pruning.cli import command, configuration
+from pruning.cli.main import STAGES
+from tests import documented
+from tpu import compile as compiling
+from tpu import launch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-FILES = sorted(
-    str(file.relative_to(REPOSITORY))
-    for file in (REPOSITORY / "configs").rglob("*.gin")
-    if file.parent.name != "models"  # included by others
-)
+FILES = documented.configs()
+DOCUMENTED = documented.documented()
 
 
-def command_of(file: str) -> list[str]:
-    """The command in the comments at the head of a file that names the file, as words."""
-    lines: list[str] = []
-    for line in (REPOSITORY / file).read_text().splitlines():
-        text = line.removeprefix("#").strip()
-        if text.startswith("python ") or lines:
-            lines.append(text.removesuffix("\\"))
-            if not text.endswith("\\"):
-                if any(f"--gin_file={file}" in part for part in lines):
-                    return shlex.split(" ".join(lines))
-                lines = []
-    raise AssertionError(f"{file} gives no command")
+def test_commands_are_found():
+    files = [file for file, _ in DOCUMENTED]
+    assert set(FILES) <= set(files) and files.count("README.md") > 15
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_command_in_the_header_reads_the_file(file, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    words = command_of(file)
-    flags = [word for word in words if word.startswith("--gin")]
-    assert f"--gin_file={file}" in flags
-    if "train.py" in words:
-        name, configurables = "Train", train.CONFIGURABLES
+def test_the_header_gives_a_command_for_its_file(file):
+    assert any(f"--gin_file={file}" in command for command in documented.commands(file))
+
+
+@pytest.mark.parametrize(("file", "line"), DOCUMENTED, ids=[f for f, _ in DOCUMENTED])
+def test_a_documented_command_is_read(file, line, monkeypatch):
+    """Parses the arguments, reads the configuration files and builds the configuration."""
+    assert "..." not in line
+    monkeypatch.chdir(documented.REPOSITORY)
+    words = documented.words_of(line)
+    if words[1] == "-m":
+        program, arguments = words[2], words[3:]
     else:
-        table = STAGES if "pruning" in words else COMMANDS
-        module = importlib.import_module(table[words[3]].module)
-        name, configurables = module.NAME, module.CONFIGURABLES
-    bindings = configuration.split_bindings(
-        [flag for flag in flags if not flag.startswith("--gin_file")]
-    )
-    configuration.build(name, configurables, [file], bindings)
+        program, arguments = words[1], words[2:]
+    if program == "tpu.compile":
+        assert compiling.variants_of(compiling.parser().parse_args(arguments))
+    elif program == "tpu.launch":
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert launch.main([word for word in arguments if word != "--yes"]) == 0
+    elif program in ("models", "pytest") or arguments[:1] in (["inspect"], ["status"], ["explain"]):
+        pass  # no configuration
+    elif program.startswith(("benchmarks/", "tests/")):
+        assert (documented.REPOSITORY / program).is_file()
+    else:
+        read(program, arguments)
+
+
+def read(program: str, arguments: list[str]) -> None:
+    """Build the configuration of a stage, an evaluation or a training run."""
+    if program == "train.py":
+        command_name, module, default = "train", train, None
+    else:
+        command_name, *arguments = arguments
+        entry = {"pruning": STAGES, "evaluation": COMMANDS}[program][command_name]
+        module, default = importlib.import_module(entry.module), entry.recipe
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    configuration.add_arguments(parser)
+    for option in ("--only", "--runner", "--beam_pipeline_options", "--distributed"):
+        parser.add_argument(option)
+    parser.add_argument("--dry_run", action="store_true")
+    given, rest = parser.parse_known_args(arguments)
+    main = command.main_settings(module.__name__)
+    files, bindings = configuration.read_arguments(command_name, default, *main, given, rest)
+    configuration.build(module.NAME, module.CONFIGURABLES, files, bindings)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_header_says_time_and_result(file):
-    text = (REPOSITORY / file).read_text()
+    text = (documented.REPOSITORY / file).read_text()
     head = text[: text.index("\n\n")]
     assert re.search(r"# Time", head) and re.search(r"[Rr]esult", head)
     assert not re.search(r"\b(TIME|RESULT)(_[A-Z0-9_]+)?\b", head), "a figure is missing"

@@ -1,1 +1,1 @@
-"""Running on TPUs: compiling for them without one (compile), and launching jobs (launch)."""
+"""Ahead-of-time compilation for TPU topologies (compile) and job launching (launch)."""

@@ -1,23 +1,23 @@
-"""Cycles of Pallas kernels, counted in the compiler's final schedule.
+"""Cycle counts of Pallas kernels, from the compiler's final schedule.
 
-The compiler estimates no cycles for a kernel, but writes its schedule down when asked, without a
-device:
+The compiler gives no cycle estimate for a Pallas kernel, but it can dump the schedule of one, also
+without a device:
 
     LIBTPU_INIT_ARGS="--xla_jf_dump_to=DIR --xla_jf_dump_llo_text=true \
         --xla_jf_dump_llo_pass_label_regex=final_bundles"
 
-A bundle is what a core issues in one cycle. The time of a kernel is the sum over its bundles of the
-trips of the loops that they stand in.
+A bundle is what a core issues in one cycle. A kernel takes the sum, over its bundles, of the trip
+counts of the loops around each bundle.
 
-- The grid is the outermost loop, and the steps in which its first window comes and its last one
-  goes are trips of it. Every loop shows the constant that its counter is compared with:
-  marked as its exit test, or as what its branch back depends on (loops that copy the window of an
-  operand which is on the chip already). One that shows none (its bound depends on data) is an
-  error.
-- What is jumped over unless an index of the grid is 0 (a table that is built for the first row of a
-  batch and serves all) runs once in as many iterations as the caller says that there are rows.
-- Whatever else runs in some iterations only (blocks that are skipped) is counted as if it always
-  ran: the figure is an upper bound. Waiting for memory is not in it.
+- The grid is the outermost loop; the pipeline steps that load its first window and store its last
+  one are trips of this loop. The trip count of a loop is the constant that its counter is compared
+  with, either in the marked exit test or in the condition of the backward branch (loops that copy
+  the window of an operand that is already on the chip). A loop without such a constant, because
+  its bound depends on data, is an error.
+- Code that is skipped unless a grid index is 0, such as building a table once per batch, runs once
+  in `rows` iterations; the caller passes `rows`.
+- Any other conditional code, such as skipped blocks, is counted as if it always ran, so the figure
+  is an upper bound. Memory stalls are not included.
 """
 
 from __future__ import annotations
@@ -44,23 +44,24 @@ FLAGS = (
 
 
 class BundleError(ValueError):
-    """A schedule whose time cannot be told."""
+    """A schedule whose cycles cannot be counted."""
 
 
 def cycles(text: str, rows: int = 1) -> int:
-    """Cycles of one execution, from the text of a "...final_bundles.txt".
+    """Return the cycles of one execution, from the text of a "...final_bundles.txt" file.
 
     Args:
-      rows: what runs only where an index of the grid is 0 runs in one of so many iterations.
+      text: content of the file.
+      rows: code under the condition that a grid index is 0 runs in one of this many iterations.
 
     Raises:
-      BundleError: no bundles, or a loop without a constant bound.
+      BundleError: the text has no bundles, or a loop has no constant bound.
     """
-    trips: dict[int, int] = {}  # of the loop that the bundles belong to, by the loop's number
-    loop_of: list[tuple[int, ...]] = []  # numbers of the loops around every bundle
+    trips: dict[int, int] = {}  # loop number -> trip count
+    loop_of: list[tuple[int, ...]] = []  # for each bundle, the numbers of the loops around it
     around: list[int] = []
-    starts: list[set[str]] = []  # regions that begin with every loop
-    compared: dict[tuple[int, str], int] = {}  # loop, its predicate: "at least this"
+    starts: list[set[str]] = []  # for each loop, the regions that begin with it
+    compared: dict[tuple[int, str], int] = {}  # loop and predicate -> constant of the comparison
     bundles: list[str] = []
     for line in text.splitlines():
         match = _BUNDLE.match(line)
@@ -71,12 +72,12 @@ def cycles(text: str, rows: int = 1) -> int:
             del around[depth - 1 :]
             around.append(len(starts))
             starts.append(set(_STARTS.findall(match[3])))
-        # NOTE: a bundle of one level deeper that stands behind a loop belongs to that loop: the
-        # scheduler fills the slots behind a branch.
+        # NOTE: a bundle that follows a loop at its depth belongs to that loop: the scheduler fills
+        # the delay slots of the branch.
         bundles.append(match[3])
         loop_of.append(tuple(around[:depth]))
         branch = _BRANCH.search(match[3])
-        for loop in around:  # the branch back may be written one level further out
+        for loop in around:  # the backward branch may be listed one level further out
             if branch and branch[2] in starts[loop] and (loop, branch[1]) in compared:
                 trips.setdefault(loop, compared[loop, branch[1]])
         if not around[:depth]:
@@ -86,15 +87,15 @@ def cycles(text: str, rows: int = 1) -> int:
         if exit_test := _EXIT.search(match[3]):
             trips[loop] = int(exit_test[1])
     if not bundles:
-        raise BundleError("no bundles in this text: it is not a final schedule")
+        raise BundleError("the text has no bundles: it is not a final schedule")
     total, once = 0, _for_first_rows(bundles)
     for number, loops_around in enumerate(loop_of):
         times = 1
         for loop in loops_around:
             if loop not in trips:
                 raise BundleError(
-                    f"loop {loop} around bundle {number}: its bound is not a constant, so its "
-                    "trips are unknown"
+                    f"loop {loop} around bundle {number} has no constant bound, so its trip count "
+                    "is unknown"
                 )
             times *= trips[loop]
         total += math.ceil(times / rows) if number in once else times
@@ -102,7 +103,7 @@ def cycles(text: str, rows: int = 1) -> int:
 
 
 def _for_first_rows(bundles: list[str]) -> set[int]:
-    """Those that are jumped over unless an index of the grid is 0."""
+    """Return the numbers of the bundles that are skipped unless a grid index is 0."""
     text = "\n".join(bundles)
     indices = set(_INDEX.findall(text))
     slots = {slot for slot, name in _SPILLED.findall(text) if name in indices}
@@ -120,15 +121,16 @@ def _for_first_rows(bundles: list[str]) -> set[int]:
 
 
 def of_kernel(directory: Path, instructions: Iterable[str], rows: int = 1) -> int:
-    """Cycles of a kernel, from a dump of the program that has it.
+    """Return the cycles of a kernel, from the dump of a program that calls it.
 
     Args:
-      directory: of the dump.
-      instructions: that call it; the compiler may have written the schedule of one of them only.
-      rows: see `cycles`.
+      directory: directory of the dump.
+      instructions: names of the instructions that call the kernel; the dump may hold the schedule
+        of only one of them.
+      rows: as in `cycles`.
 
     Raises:
-      BundleError: the dump lacks it, or its time cannot be told.
+      BundleError: the dump has no schedule of the kernel, or its cycles cannot be counted.
     """
     for name in instructions:
         for file in sorted(directory.glob(f"*-{glob.escape(name)}-*-final_bundles.txt")):

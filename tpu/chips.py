@@ -1,12 +1,12 @@
-"""What is known of the chips: the one table that estimates and launch scripts read.
+"""Hardware data of TPU chips and slices, used by the cost estimates and by the launcher.
 
-- `flops_per_cycle` are bf16, all matrix units of what JAX calls one device: v5e has four of 128 x
-  128, v5p twice that (two cores that run as one device), v6e two of 256 x 256; two operations per
-  multiply-add. The clock follows from the data sheet's peak.
-- `hbm` is what a program may use, as the compiler says when it refuses one ("of 15.75G hbm"); the
-  data sheets say 16, 95 and 32 GB.
+- `flops_per_cycle` counts bf16 operations, two per multiply-add, of all matrix units of one JAX
+  device: v5e has four units of 128 x 128, v5p eight (two cores that form one device), v6e two of
+  256 x 256. The clock follows from the peak in the data sheet.
+- `hbm` is the memory available to a program, as the compiler reports it when a program does not fit
+  ("of 15.75G hbm"). The data sheets list 16, 95 and 32 GB.
 - Sources: the pages "TPU v5e", "TPU v5p" and "TPU v6e" of the Cloud TPU documentation, read in
-  November 2026, for peaks, memory, bandwidth, hosts and the names of accelerator types.
+  November 2026, for peaks, memory, bandwidth, hosts, topologies and accelerator types.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of TPU.
+    """A TPU generation.
 
     Attributes:
-      peak: bf16 FLOP/s of a chip.
-      flops_per_cycle: bf16 FLOPs of a chip in a cycle of its clock.
-      hbm: bytes that a program may use.
-      bandwidth: of that memory, bytes/s.
-      links: bytes/s that a chip sends to its neighbours, over all links and one way.
-      best_product: share of peak that the compiler's own cycles give for a bf16 product of 8192 x
-        8192 x 8192: the ceiling of every estimate here (docs/log.md).
-      dimensions: of a topology.
-      chips_per_host: of slices of more than one host.
-      accelerator: prefix of the accelerator type that the Cloud TPU API takes.
-      cores_in_name: what that name counts for each chip.
-      gke: node label cloud.google.com/gke-tpu-accelerator.
+      peak: bf16 FLOP/s per chip.
+      flops_per_cycle: bf16 FLOPs per chip and clock cycle.
+      hbm: bytes available to a program.
+      bandwidth: HBM bandwidth in bytes/s.
+      links: bytes/s that a chip sends to its neighbors, over all links, in one direction.
+      best_product: share of peak that the compiler's cycle estimate gives for a bf16 product of
+        8192 x 8192 x 8192. It bounds every estimate made here (docs/log.md).
+      dimensions: number of dimensions of a topology.
+      chips_per_host: chips per host in slices of more than one host.
+      accelerator: prefix of the accelerator type in the Cloud TPU API.
+      cores_in_name: units that the number in an accelerator type counts per chip.
+      gke: value of the node label cloud.google.com/gke-tpu-accelerator.
+      machine: prefix of the GKE machine type; "-<chips>t" follows.
       runtime: software version of a TPU VM.
     """
 
@@ -48,6 +49,7 @@ class Chip:
     accelerator: str
     cores_in_name: int
     gke: str
+    machine: str
     runtime: str
 
     @property
@@ -69,6 +71,7 @@ CHIPS = {
         accelerator="v5litepod",
         cores_in_name=1,
         gke="tpu-v5-lite-podslice",
+        machine="ct5lp-hightpu",
         runtime="v2-alpha-tpuv5-lite",
     ),
     "v5p": Chip(
@@ -83,6 +86,7 @@ CHIPS = {
         accelerator="v5p",
         cores_in_name=2,
         gke="tpu-v5p-slice",
+        machine="ct5p-hightpu",
         runtime="v2-alpha-tpuv5",
     ),
     "v6e": Chip(
@@ -97,35 +101,62 @@ CHIPS = {
         accelerator="v6e",
         cores_in_name=1,
         gke="tpu-v6e-slice",
+        machine="ct6e-standard",
         runtime="v2-alpha-tpuv6e",
     ),
 }
 
 
+_PLANAR = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # v5e and v6e
+_BELOW_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # v5p; larger slices are whole cubes of 4x4x4
+_MOST_CHIPS = 6144  # of a v5p slice
+
+
 class TopologyError(ValueError):
-    """No such TPU topology."""
+    """A topology that does not exist."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips and how they are wired: "v5e:16x16", "v5p:4x4x4"."""
+    """A slice: the chip and the shape of its grid, such as "v5e:16x16" or "v5p:4x4x4"."""
 
     kind: str
     shape: tuple[int, ...]
 
     @classmethod
     def parse(cls, name: str) -> Topology:
-        """Raises TopologyError, saying what there is."""
+        """Return the topology called `name`.
+
+        Raises:
+          TopologyError: no such chip or no slice of this shape; the message lists those that exist.
+        """
         kind, _, grid = name.partition(":")
         example = "write CHIP:SHAPE, such as v5e:16x16, v5p:4x4x4 or v6e:2x4"
         if kind not in CHIPS:
             raise TopologyError(f"{name!r}: no chip {kind!r} among {', '.join(CHIPS)}; {example}")
         sides = grid.split("x")
-        if len(sides) != CHIPS[kind].dimensions or not all(s.isdigit() and int(s) for s in sides):
+        if len(sides) != CHIPS[kind].dimensions or not all(s.isdecimal() and int(s) for s in sides):
             raise TopologyError(
                 f"{name!r}: a {kind} topology has {CHIPS[kind].dimensions} sides; {example}"
             )
-        return cls(kind, tuple(map(int, sides)))
+        found = cls(kind, tuple(map(int, sides)))
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """Raise TopologyError unless the cloud offers slices of this shape."""
+        if self.chip.dimensions == 2:
+            exists, known = self.grid in _PLANAR, ", ".join(_PLANAR)
+        else:
+            cubes = all(side % 4 == 0 for side in self.shape) and self.chips <= _MOST_CHIPS
+            ascending = self.shape == tuple(sorted(self.shape))
+            exists = self.grid in _BELOW_A_CUBE or (cubes and ascending)
+            known = (
+                f"{', '.join(_BELOW_A_CUBE)}, and sides that are multiples of 4 in ascending "
+                f"order, up to {_MOST_CHIPS:,} chips"
+            )
+        if not exists:
+            raise TopologyError(f"{str(self)!r}: no such {self.kind} slice; there are {known}")
 
     @property
     def chip(self) -> Chip:
@@ -141,13 +172,17 @@ class Topology:
 
     @property
     def hosts(self) -> int:
-        """How many machines a slice of several hosts has; 1 where all chips are on one."""
+        """Number of machines; 1 if all chips are on one."""
         chips_of_one = 8 if self.chip.dimensions == 2 else 4
         return 1 if self.chips <= chips_of_one else self.chips // self.chip.chips_per_host
 
     @property
+    def chips_of_a_host(self) -> int:
+        return self.chips // self.hosts
+
+    @property
     def accelerator_type(self) -> str:
-        """As the Cloud TPU API names the slice: v5litepod-256, v5p-128, v6e-256."""
+        """Name of the slice in the Cloud TPU API: v5litepod-256, v5p-128, v6e-256."""
         return f"{self.chip.accelerator}-{self.chips * self.chip.cores_in_name}"
 
     def __str__(self) -> str:

@@ -1,33 +1,40 @@
-"""Compiles the real programs for TPUs that are not there, and says what they would cost.
+"""Ahead-of-time compilation of the training and scoring programs for TPUs and NVIDIA GPUs, with
+cost estimates.
 
     python -m tpu.compile --topology v5e:16x16 --model t5_v1_1_xl --program train --batch 2048 \\
         --fsdp 16
     python -m tpu.compile --topology v5e:2x4 --model flan_t5_xl --program ask_llm --batch 1024
     python -m tpu.compile --topology v5e:16x16 --model t5_v1_1_large --program train --batch 2048 \\
         --fsdp 1,4,16,64 --remat projections,full --scan_layers True,False --search
+    python -m tpu.compile --topology h100:8,a100:8 --model flan_t5_xl --program ask_llm --batch 128
 
-Wants `pip install 'winnow-lm[tpu]'` and a CPU; no TPU. Memory, collectives and FLOPs are the
-compiled program's own. Times and shares of peak are estimates: the compiler's estimated cycles of
-every operation times the trips of the loops around it. What is not in them: waiting for collectives
-and for the host; expect 10 to 20% less on hardware.
+Requires the extra `tpu` (`pip install -e '.[tpu]'`), for GPUs `gpu_compile`, and a CPU, but neither
+a TPU nor a GPU. Memory, collectives and
+FLOPs are those of the compiled program. Times and shares of peak are estimates: the compiler's
+estimated cycles of every operation times the trip counts of the loops around it. Stalls on
+collectives and on the host are not included; expect 10 to 20% less on hardware.
 
 Choices
-- A comma gives several values: all their combinations are compiled, each in a process of its own,
-  because this compiler can take its process with it. `--search` ranks those that fit.
-- A result is one small JSON file, named by what was compiled, by the compiler and by a digest of
-  Winnow's code. A run that was stopped goes on; after a change of the code, or with `--anew`, all
-  is compiled again.
-- The share of peak is model FLOPs over what the chips could do in the cycles. Model FLOPs are the
-  plain model's (models/flops.py), so that two programs of one model compare by it as by their time.
-- Cycles of Pallas kernels, which the compiler does not estimate, are counted in its final schedule
-  (tpu/bundles.py): an upper bound. Where a loop of a kernel depends on data, `--kernel NAME=CYCLES`
-  says what to reckon with.
+- For GPUs the time is a roofline of every operation, over its own bytes and FLOPs (tpu/gpu_hlo.py),
+  at shares of bandwidth and peak that are assumed (tpu/gpus.py).
+- Several values, separated by commas, are compiled in all combinations, each in a process of its
+  own, because the compiler may abort its process. `--search` ranks those that fit.
+- A result is a small JSON file, named after the program, the compiler version and a digest of
+  Winnow's code. An interrupted run continues where it stopped; after a change of the code, or with
+  `--anew`, everything is compiled again.
+- Shares of peak are given twice (models/flops.py): by the FLOPs of the plain model, so that two
+  programs of one model compare as their times do, and by the FLOPs that the program executes, which
+  leave out what a program avoids (absorbed cross-attention) and include what it computes again
+  (rematerialization). The second cannot exceed what the hardware reaches on a large product.
+- Cycles of Pallas kernels are counted in the compiler's final schedule (tpu/bundles.py) and are an
+  upper bound. For a kernel with a loop whose bound depends on data, give `--kernel NAME=CYCLES`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -44,15 +51,19 @@ from pathlib import Path
 from typing import Any
 
 from models.config import REMAT
-from tpu import bundles
+from models.terminal import say
+from tpu import bundles, gpu_compiler, targets
 from tpu.chips import GIB, Topology, TopologyError
-from tpu.programs import PROGRAMS, Cell, ProgramError
+from tpu.gpu_compiler import GpuCompilerError
+from tpu.gpus import Machine
+from tpu.programs import PROGRAMS, ProgramError, Variant
 
 RESULTS = "runs/tpu"
-_SOURCES = ("models", "pruning", "tpu")  # and train.py: what a program and its estimate come from
+_PACKAGES = ("jax", "libtpu")
+_SOURCES = ("models", "pruning", "tpu")  # and train.py: code that a result depends on
 _ENVIRONMENT = {
-    # No accelerator is looked for, several processes may compile at a time, and the compiler does
-    # not ask the machine which TPU it has.
+    # JAX itself runs on the CPU, several processes may load the compiler, and it does not query
+    # the metadata server of a TPU VM.
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -62,66 +73,92 @@ _ENVIRONMENT = {
 
 
 class CompileError(RuntimeError):
-    """Nothing can be compiled here; the message says what is missing."""
+    """A missing requirement of compilation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What is known of a compiled cell. Per chip and step where nothing else is said.
+    """The result of compiling a variant; figures are per chip and step unless stated otherwise.
 
     Attributes:
-      cell: what was compiled.
-      versions: of jax and libtpu, and a digest of Winnow's code.
-      error: why there is no program; all that follows is then empty.
-      fits: whether the memory is there.
-      memory: bytes, by use: "arguments" (parameters, state, batch), "temporary", "code", "total".
-      flops: of the plain model, all chips together.
-      cycles: estimated; of the compiler's operations and the kernels.
-      kernels: name -> {"count", "cycles" of one}.
-      bytes: to and from HBM, estimated.
-      collectives: kind -> {"synchronous", "asynchronous"} bytes.
-      compile_seconds: including the tracing.
-      operations: the costliest, [cycles, executions, name, source].
+      variant: the compiled variant.
+      versions: versions of jax and libtpu, and a digest of Winnow's code.
+      error: reason why there is no program; the attributes below are then empty.
+      fits: True if the program fits into memory.
+      memory: bytes by use: "arguments" (parameters, state, batch), "results", "temporary", "code",
+        and "total".
+      flops: FLOPs of the plain model on all chips.
+      executed_flops: FLOPs of the program on all chips.
+      cycles: estimated cycles, including Pallas kernels.
+      kernels: {"count", "cycles"} by name; cycles are of one execution. On GPUs {"count",
+        "registers", "spilled"}: registers of a thread, and bytes that it spills.
+      bytes: estimated HBM traffic.
+      traffic: on GPUs, `bytes` by kind of operation (tpu/gpu_hlo.py).
+      roofline: on GPUs, seconds by kind of operation.
+      collectives: bytes by kind and by "synchronous" or "asynchronous".
+      compile_seconds: time of tracing and compiling.
+      operations: the most expensive operations: [cycles, executions, name, source]; on GPUs
+        nanoseconds instead of cycles.
     """
 
-    cell: Cell
+    variant: Variant
     versions: dict[str, str]
     error: str | None = None
     fits: bool = False
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
     flops: float = 0.0
+    executed_flops: float = 0.0
     cycles: int = 0
     kernels: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     bytes: int = 0
+    traffic: dict[str, int] = dataclasses.field(default_factory=dict)
+    roofline: dict[str, float] = dataclasses.field(default_factory=dict)
     collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
     operations: list[list[Any]] = dataclasses.field(default_factory=list)
 
     @property
-    def topology(self) -> Topology:
-        return Topology.parse(self.cell.topology)
+    def topology(self) -> Topology | Machine:
+        return targets.parse(self.variant.topology)
 
     @property
     def seconds(self) -> float:
         """Estimated time of a step."""
-        return self.cycles / self.topology.chip.clock
+        target = self.topology
+        if isinstance(target, Machine):
+            return sum(self.roofline.values())
+        return self.cycles / target.chip.clock
 
     @property
     def share_of_peak(self) -> float:
-        chip = self.topology.chip
-        available = self.cycles * chip.flops_per_cycle * self.topology.chips
-        return self.flops / available if available else 0.0
+        """Share of the bf16 peak by the FLOPs of the plain model."""
+        return self._share(self.flops)
+
+    @property
+    def executed_share_of_peak(self) -> float:
+        """Share of the bf16 peak by executed FLOPs."""
+        return self._share(self.executed_flops)
+
+    def _share(self, flops: float) -> float:
+        target = self.topology
+        if isinstance(target, Machine):
+            available = self.seconds * target.chip.peak * target.chips
+        else:
+            available = self.cycles * target.chip.flops_per_cycle * target.chips
+        return flops / available if available else 0.0
 
     def synchronous(self) -> int:
+        """Return the bytes of all synchronous collectives."""
         return sum(kind["synchronous"] for kind in self.collectives.values())
 
     def to_json(self) -> str:
         value = dataclasses.asdict(self)
-        if self.cycles:
+        if self.seconds:
             value["estimate"] = {
                 "step_seconds": self.seconds,
                 "share_of_peak": round(self.share_of_peak, 4),
-                "rows_per_second_per_chip": self.cell.batch / self.seconds / self.topology.chips,
+                "executed_share_of_peak": round(self.executed_share_of_peak, 4),
+                "rows_per_second_per_chip": self.variant.batch / self.seconds / self.topology.chips,
             }
         return json.dumps(value, indent=1) + "\n"
 
@@ -129,16 +166,16 @@ class Result:
     def from_json(cls, text: str) -> Result:
         value = json.loads(text)
         value.pop("estimate", None)
-        value["cell"] = cell_of(value["cell"])
+        value["variant"] = variant_of(value["variant"])
         return cls(**value)
 
     def __str__(self) -> str:
-        cell, chip = self.cell, self.topology.chip
-        axes = " x ".join(f"{axis} {size}" for axis, size in cell.mesh_axes.items() if size > 1)
-        changed = dict(cell.settings) | dict(cell.train) | dict(cell.options)
+        variant, chip = self.variant, self.topology.chip
+        axes = " x ".join(f"{axis} {size}" for axis, size in variant.mesh_axes.items() if size > 1)
+        changed = dict(variant.settings) | dict(variant.train) | dict(variant.options)
         head = (
-            f"{cell.model} {cell.program} on {cell.topology} ({axes or 'one chip'}), batch "
-            f"{cell.batch} of {' + '.join(map(str, cell.lengths))}"
+            f"{variant.model} {variant.program} on {variant.topology} ({axes or 'one chip'}), "
+            f"batch {variant.batch} of {' + '.join(map(str, variant.lengths))}"
             + "".join(f", {name}={value}" for name, value in changed.items())
         )
         if self.error:
@@ -150,35 +187,46 @@ class Result:
             + ", ".join(
                 f"{name} {size / GIB:.2f}" for name, size in self.memory.items() if name != "total"
             ),
-            f"  model FLOPs   {self.flops:.3g} a step, all chips",
+            f"  FLOPs         {self.flops:.3g} a step by the plain model, "
+            f"{self.executed_flops:.3g} executed; all chips",
             f"  HBM traffic   {self.bytes / 1e9:.1f} GB a chip and step (estimate)",
         ]
         for kind, ways in sorted(self.collectives.items()):
             parts = [f"{size / 1e9:.3g} GB {way}" for way, size in ways.items() if size]
             lines.append(f"  {kind:<13} {', '.join(parts) or 'nothing'} a chip and step")
         for name, kernel in self.kernels.items():
-            lines.append(f"  kernel        {name}: {kernel['count']} x {kernel['cycles']:,} cycles")
-        rows = cell.batch / self.seconds / self.topology.chips
+            each = ", ".join(f"{value:,} {key}" for key, value in kernel.items() if key != "count")
+            lines.append(f"  kernel        {name}: {kernel['count']} x {each}")
+        rows = variant.batch / self.seconds / self.topology.chips
+        method = "without stalls on collectives"
+        if self.roofline:
+            method = "a roofline: " + ", ".join(
+                f"{kind} {seconds * 1e3:.1f}"
+                + (f" ({self.traffic[kind] / 1e9:.1f} GB)" if kind in self.traffic else "")
+                for kind, seconds in self.roofline.items()
+            )
         lines += [
             f"  compiled in   {self.compile_seconds:.0f} s",
-            f"  ESTIMATE      {self.seconds * 1e3:.1f} ms a step, {self.share_of_peak:.1%} of peak "
-            f"(a large product: {chip.best_product:.0%}), {rows:.4g} rows/s a chip; without "
-            "waiting for collectives",
+            f"  ESTIMATE      {self.seconds * 1e3:.1f} ms a step, {rows:.4g} rows/s a chip, "
+            f"{method}",
+            f"  of peak       {self.share_of_peak:.1%} by the plain model, "
+            f"{self.executed_share_of_peak:.1%} executed (a large product: "
+            f"{chip.best_product:.1%})",
         ]
         return "\n".join(lines)
 
 
 # --------------------------------------------------------------------------------------------------
-# One cell
+# One variant
 
 
-def cell_of(value: dict[str, Any]) -> Cell:
-    """A cell from its JSON."""
+def variant_of(value: dict[str, Any]) -> Variant:
+    """Return the variant of a JSON value."""
     pairs = {
         name: tuple((key, _frozen(setting)) for key, setting in value[name])
         for name in ("settings", "train", "options", "kernels")
     }
-    return Cell(**{**value, **pairs})
+    return Variant(**{**value, **pairs})
 
 
 def _frozen(value: Any) -> Any:
@@ -186,18 +234,21 @@ def _frozen(value: Any) -> Any:
 
 
 @functools.cache
-def versions() -> dict[str, str]:
-    """Of what compiles and of what is compiled.
+def versions(*, gpu: bool = False) -> dict[str, str]:
+    """Return the versions of the compiler and a digest of Winnow's code.
 
-    Raises CompileError where there is no compiler for TPUs.
+    Raises:
+      CompileError: the compiler is not installed.
     """
     import importlib.metadata
 
+    packages, extra = (gpu_compiler.PACKAGES, "gpu_compile") if gpu else (_PACKAGES, "tpu")
     try:
-        compilers = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+        compilers = {name: importlib.metadata.version(name) for name in packages}
     except importlib.metadata.PackageNotFoundError as error:
         raise CompileError(
-            f"{error.name} is not installed: pip install 'winnow-lm[tpu]' (no TPU is needed)"
+            f"{error.name} is not installed: pip install 'winnow-lm[{extra}]' "
+            f"(no {'GPU' if gpu else 'TPU'} is needed)"
         ) from error
     root = Path(__file__).parent.parent
     sources = [root / "train.py", *(f for name in _SOURCES for f in (root / name).rglob("*.py"))]
@@ -205,8 +256,15 @@ def versions() -> dict[str, str]:
     return compilers | {"winnow": digest.hexdigest()[:10]}
 
 
-def prepare_environment(dump: Path | None = None) -> None:
-    """Call it before anything imports jax. `dump`: where the compiler writes its schedules."""
+def prepare_environment(target: Topology | Machine, dump: Path | None = None) -> None:
+    """Set environment variables for compilation; must be called before jax is imported.
+
+    Args:
+      dump: directory for the schedules or PTX that the compiler writes; None writes none.
+    """
+    if isinstance(target, Machine):
+        gpu_compiler.prepare_environment(dump)
+        return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if dump is not None:
@@ -215,42 +273,48 @@ def prepare_environment(dump: Path | None = None) -> None:
         os.environ["LIBTPU_INIT_ARGS"] = f"{given} {flags}".strip()
 
 
-def topology_devices(topology: Topology) -> Sequence[Any]:
-    """Devices to lay a mesh over.
+def topology_devices(topology: Topology | Machine) -> Sequence[Any]:
+    """Return the devices of a topology, for a mesh.
 
-    NOTE: those of two calls are incompatible: call once a process and topology.
+    NOTE: devices of two calls are incompatible: call once per process and topology.
     """
+    if isinstance(topology, Machine):
+        return gpu_compiler.devices(topology)
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(str(topology), "tpu").devices
 
 
-def compile_cell(
-    cell: Cell, devices: Sequence[Any] | None = None, dump: Path | None = None
+def compile_variant(
+    variant: Variant, devices: Sequence[Any] | None = None, dump: Path | None = None
 ) -> tuple[Result, str]:
-    """Compiles a cell. Returns the result and the program's text ("" where there is none).
+    """Compile a variant; return the result and the HLO text ("" if the program does not fit).
 
     Args:
-      devices: of its topology, where there are some already.
-      dump: what `prepare_environment` was given.
+      devices: devices of the variant's topology; None creates them.
+      dump: the directory given to `prepare_environment`.
 
     Raises:
-      ProgramError: the cell makes no program.
-      HloError, BundleError: what was compiled cannot be costed.
+      ProgramError: there is no program for the variant.
+      CompileError: the cycles of a kernel are unknown.
+      HloError, BundleError: the cost of the compiled program cannot be computed.
     """
     import jax
 
-    from models import partitioning
-    from tpu import hlo, programs
+    from models import flops, partitioning
+    from models.compiler_options import compiler_options
+    from tpu import programs
 
-    found = Result(cell, versions())
+    target = targets.parse(variant.topology)
+    found = Result(variant, _versions(variant))
     if devices is None:
         devices = topology_devices(found.topology)
-    mesh = partitioning.make_mesh(cell.mesh_axes, devices)
+    mesh = partitioning.make_mesh(variant.mesh_axes, devices)
     started = time.perf_counter()
-    lowered = programs.lower(cell, mesh)
+    traced = programs.trace(variant, mesh)
     try:
-        compiled = lowered.compile(dict(cell.options) or None)
+        options = compiler_options(mesh, dict(variant.options))
+        compiled = traced.lower().compile(options or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -266,68 +330,117 @@ def compile_cell(
     }
     memory["total"] = sum(memory.values())
     text = compiled.as_text()
+    result = dataclasses.replace(
+        found,
+        fits=memory["total"] <= target.chip.hbm,
+        memory=memory,
+        flops=programs.model_flops(variant),
+        executed_flops=flops.traced_flops(traced.jaxpr),
+        compile_seconds=round(seconds, 1),
+    )
+    costs = _gpu_costs if isinstance(target, Machine) else _tpu_costs
+    return dataclasses.replace(result, **costs(variant, text, dump)), text
+
+
+def _versions(variant: Variant) -> dict[str, str]:
+    return versions(gpu=isinstance(targets.parse(variant.topology), Machine))
+
+
+def _tpu_costs(variant: Variant, text: str, dump: Path | None) -> dict[str, Any]:
+    """Return the attributes of a result that are read from a TPU's program."""
+    from tpu import hlo
+
     cost = hlo.cost(text)
     kernels = {}
     for kernel in cost.kernels:
-        each = dict(cell.kernels).get(kernel.name)
+        each = dict(variant.kernels).get(kernel.name)
         if each is None and dump is None:
-            raise CompileError(f"no cycles known of the kernel {kernel.name}")
+            raise CompileError(f"unknown cycles of kernel {kernel.name}: no schedules were dumped")
         if each is None and dump is not None:
-            rows = cell.batch * cell.tensor // found.topology.chips
+            rows = variant.batch * variant.tensor // targets.parse(variant.topology).chips
             each = bundles.of_kernel(dump, kernel.instructions, rows)
         kernels[f"{kernel.name} ({kernel.instructions[0]})"] = {
             "count": kernel.count,
             "cycles": int(each or 0),
         }
-    result = dataclasses.replace(
-        found,
-        fits=memory["total"] <= found.topology.chip.hbm,
-        memory=memory,
-        flops=programs.model_flops(cell),
-        cycles=cost.cycles + sum(k["count"] * k["cycles"] for k in kernels.values()),
-        kernels=kernels,
-        bytes=cost.bytes,
-        collectives=hlo.totals(cost.collectives),
-        compile_seconds=round(seconds, 1),
-        operations=[list(operation) for operation in cost.operations],
-    )
-    return result, text
+    return {
+        "cycles": cost.cycles + sum(k["count"] * k["cycles"] for k in kernels.values()),
+        "kernels": kernels,
+        "bytes": cost.bytes,
+        "collectives": hlo.totals(cost.collectives),
+        "operations": [list(operation) for operation in cost.operations],
+    }
+
+
+def _gpu_costs(variant: Variant, text: str, dump: Path | None) -> dict[str, Any]:
+    """Return the attributes of a result that are read from a GPU's program."""
+    from tpu import gpu_hlo
+
+    found = gpu_hlo.operations(text, Machine.parse(variant.topology).chip)
+    kernels = gpu_compiler.registers(dump) if dump is not None else {}
+    counts: collections.Counter[str] = collections.Counter()
+    for each in found:
+        if (kernel := each.source.removesuffix("/pallas_call").rpartition("/")[2]) in kernels:
+            counts[kernel] += each.count
+    costly = sorted(found, key=lambda each: each.seconds * each.count, reverse=True)[:20]
+    traffic = gpu_hlo.traffic(found)
+    return {
+        "kernels": {name: {"count": counts[name], **kernel} for name, kernel in kernels.items()},
+        "bytes": sum(traffic.values()),
+        "traffic": traffic,
+        "roofline": gpu_hlo.roofline(found),
+        "collectives": gpu_hlo.collectives(found),
+        "operations": [
+            [round(each.seconds * each.count * 1e9), each.count, each.name, each.source]
+            for each in costly
+        ],
+    }
 
 
 # --------------------------------------------------------------------------------------------------
-# Many cells
+# Many variants
 
 
-def key_of(cell: Cell) -> str:
-    """The name of a cell's file."""
-    described = json.dumps([dataclasses.asdict(cell), versions()], sort_keys=True)
+def key_of(variant: Variant) -> str:
+    """Return the name of a variant's result file, without suffix."""
+    described = json.dumps([dataclasses.asdict(variant), _versions(variant)], sort_keys=True)
     digest = hashlib.sha256(described.encode()).hexdigest()[:10]
-    return f"{cell.topology.replace(':', '-')}_{cell.model}_{cell.program}_{digest}"
+    return f"{variant.topology.replace(':', '-')}_{variant.model}_{variant.program}_{digest}"
 
 
-def state_bytes(cell: Cell) -> int:
-    """Least memory a chip needs: its part of the parameters, and in training of their gradients."""
+def state_bytes(variant: Variant) -> int:
+    """Return the bytes of parameters, and in training of gradients, that a chip holds at least."""
     from tpu import programs
 
-    model = programs.model_of(cell)
-    each = 8 if cell.program == "train" else {"bfloat16": 2}.get(model.config.dtype, 4)
-    return model.parameter_count() * each // (cell.fsdp * cell.tensor)
+    model = programs.model_of(variant)
+    each = 8 if variant.program == "train" else {"bfloat16": 2}.get(model.config.dtype, 4)
+    return model.parameter_count() * each // (variant.fsdp * variant.tensor)
 
 
-def run_cell(cell: Cell, directory: Path, anew: bool = False, verbose: bool = True) -> Result:
-    """The cell's result: read, or compiled in a process of its own and written."""
-    file = directory / f"{key_of(cell)}.json"
+def run_variant(
+    variant: Variant, directory: Path, anew: bool = False, verbose: bool = True
+) -> Result:
+    """Return the result of a variant: read from its file, or compiled in a new process."""
+    file = directory / f"{key_of(variant)}.json"
     if file.exists() and not anew:
         return Result.from_json(file.read_text())
-    topology = Topology.parse(cell.topology)
-    if state_bytes(cell) > topology.chip.hbm:
-        needed = state_bytes(cell) / GIB
-        result = Result(cell, versions(), error=f"does not fit: {needed:.1f} GiB of state a chip")
+    topology = targets.parse(variant.topology)
+    if state_bytes(variant) > topology.chip.hbm:
+        needed = state_bytes(variant) / GIB
+        result = Result(
+            variant, _versions(variant), error=f"does not fit: {needed:.1f} GiB of state a chip"
+        )
     else:
         if verbose:
-            print(f"compiling {file.stem} ...", file=sys.stderr, flush=True)
+            say(f"compiling {file.stem} ...", error=True)
         child = subprocess.run(
-            [sys.executable, "-m", "tpu.compile", "--cell", json.dumps(dataclasses.asdict(cell))],
+            [
+                sys.executable,
+                "-m",
+                "tpu.compile",
+                "--variant",
+                json.dumps(dataclasses.asdict(variant)),
+            ],
             capture_output=True,
             text=True,
             cwd=Path(__file__).parent.parent,
@@ -340,9 +453,9 @@ def run_cell(cell: Cell, directory: Path, anew: bool = False, verbose: bool = Tr
                 raise ProgramError(said[-1].removeprefix("error: "))
             last = child.stderr.strip().splitlines()[-1:] or [""]
             result = Result(
-                cell,
-                versions(),
-                error=f"the compiler ended with status {child.returncode}: {last[0][:200]}",
+                variant,
+                _versions(variant),
+                error=f"the compiler exited with status {child.returncode}: {last[0][:200]}",
             )
     _keep(result, directory)
     return result
@@ -350,43 +463,43 @@ def run_cell(cell: Cell, directory: Path, anew: bool = False, verbose: bool = Tr
 
 def _keep(result: Result, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"{key_of(result.cell)}.json"
+    file = directory / f"{key_of(result.variant)}.json"
     partial = file.with_suffix(f".{os.getpid()}.part")
     partial.write_text(result.to_json())
     partial.replace(file)
 
 
 def ranked(results: Iterable[Result]) -> list[Result]:
-    """Those that fit, the most rows per second first; then those that do not."""
+    """Return the results that fit, by descending rows per second, then those that do not fit."""
 
     def order(result: Result) -> tuple[bool, float]:
         usable = result.fits and not result.error
-        return not usable, -result.cell.batch / result.seconds if usable else 0.0
+        return not usable, -result.variant.batch / result.seconds if usable else 0.0
 
     return sorted(results, key=order)
 
 
 def table(results: Iterable[Result]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     rows = [
         "| model | program | topology | mesh | batch | settings | GiB a chip | sync GB | step ms | "
-        "share of peak | rows/s a chip | compile s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "share of peak, plain | executed | rows/s a chip | compile s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        cell = result.cell
-        mesh = " ".join(f"{axis}={size}" for axis, size in cell.mesh_axes.items() if size > 1)
-        changed = dict(cell.settings) | dict(cell.train) | dict(cell.options)
+        variant = result.variant
+        mesh = " ".join(f"{axis}={size}" for axis, size in variant.mesh_axes.items() if size > 1)
+        changed = dict(variant.settings) | dict(variant.train) | dict(variant.options)
         head = [
-            cell.model,
-            cell.program,
-            cell.topology,
+            variant.model,
+            variant.program,
+            variant.topology,
             mesh,
-            str(cell.batch),
+            str(variant.batch),
             ", ".join(f"{name}={value}" for name, value in changed.items()),
         ]
         if result.error:
-            values = [result.error, "", "", "", "", ""]
+            values = [result.error, "", "", "", "", "", ""]
         else:
             total = f"{result.memory['total'] / GIB:.1f}" + ("" if result.fits else " (too much)")
             values = [
@@ -394,7 +507,8 @@ def table(results: Iterable[Result]) -> str:
                 f"{result.synchronous() / 1e9:.2g}",
                 f"{result.seconds * 1e3:.1f}",
                 f"{result.share_of_peak:.1%}",
-                f"{cell.batch / result.seconds / result.topology.chips:.4g}",
+                f"{result.executed_share_of_peak:.1%}",
+                f"{variant.batch / result.seconds / result.topology.chips:.4g}",
                 f"{result.compile_seconds:.0f}",
             ]
         rows.append("| " + " | ".join(head + values) + " |")
@@ -406,53 +520,70 @@ def table(results: Iterable[Result]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser."""
     made = argparse.ArgumentParser(
         prog="python -m tpu.compile",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    many = "; several with commas"
-    made.add_argument("--topology", help=f"such as v5e:16x16, v5p:4x4x4, v6e:2x4{many}")
+    many = "; several, separated by commas"
+    made.add_argument(
+        "--topology", help=f"topology, such as v5e:16x16, v5p:4x4x4, v6e:2x4 or h100:8{many}"
+    )
     made.add_argument("--model", help=f"a published size, such as t5_v1_1_xl or flan_t5_xl{many}")
     made.add_argument("--program", choices=PROGRAMS)
     made.add_argument("--batch", help=f"rows of the global batch{many}")
     made.add_argument("--input_length", type=int, default=0, help="positions of an encoder row")
     made.add_argument("--target_length", type=int, default=0, help="positions of a decoder row")
-    made.add_argument("--fsdp", default=None, help=f"slices of the parameters [1]{many}")
-    made.add_argument("--tensor", default="1", help=f"parts of every layer [1]{many}")
+    made.add_argument("--fsdp", default=None, help=f"size of the mesh axis fsdp [1]{many}")
+    made.add_argument("--tensor", default="1", help=f"size of the mesh axis tensor [1]{many}")
     made.add_argument("--remat", help=f"{', '.join(REMAT[:-1])} or {REMAT[-1]}{many}")
-    made.add_argument("--scan_layers", help=f"True: one compiled layer; False: unrolled{many}")
     made.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="of the model's settings"
+        "--scan_layers", help=f"True: one compiled layer in a loop; False: unrolled{many}"
     )
     made.add_argument(
-        "--train", action="append", default=[], metavar="NAME=VALUE", help="of TrainConfig's"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="setting of the model's configuration",
     )
     made.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the compiler's"
+        "--train", action="append", default=[], metavar="NAME=VALUE", help="setting of TrainConfig"
     )
     made.add_argument(
-        "--kernel", action="append", default=[], metavar="NAME=CYCLES", help="of a Pallas kernel"
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="compiler option"
+    )
+    made.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="NAME=CYCLES",
+        help="cycles of a Pallas kernel",
     )
     made.add_argument(
         "--search",
         action="store_true",
-        help="rank by estimated rows per second; without --fsdp tries every power of two to 64",
+        help="rank by estimated rows per second; without --fsdp, try all powers of two up to 64",
     )
-    made.add_argument("--results", default=RESULTS, help=f"where results are kept [{RESULTS}]")
-    made.add_argument("--anew", action="store_true", help="compile what is there already")
-    made.add_argument("--jobs", type=int, default=1, help="compilations at a time [1]")
+    made.add_argument("--results", default=RESULTS, help=f"directory of results [{RESULTS}]")
+    made.add_argument("--anew", action="store_true", help="compile again what has a result")
+    made.add_argument("--jobs", type=int, default=1, help="parallel compilations [1]")
     made.add_argument("--json", action="store_true", help="print results as JSON lines")
-    made.add_argument("--markdown", action="store_true", help="print them as a table")
-    made.add_argument("--operations", action="store_true", help="also show the costliest ones")
-    made.add_argument("--cell", help=argparse.SUPPRESS)  # JSON: compile it here, print the result
-    made.add_argument("--hlo", help="also write the optimised program to this file")
+    made.add_argument("--markdown", action="store_true", help="print results as a table")
+    made.add_argument(
+        "--operations", action="store_true", help="also print the most expensive operations"
+    )
+    made.add_argument(
+        "--variant", help=argparse.SUPPRESS
+    )  # JSON: compile it here, print the result
+    made.add_argument("--hlo", help="write the optimized HLO text to this file")
     return made
 
 
-def cells_of(given: argparse.Namespace) -> list[Cell]:
-    """All combinations of what the flags say that make a program."""
+def variants_of(given: argparse.Namespace) -> list[Variant]:
+    """Return the variants of all combinations of the flags, without those that have no program."""
     for name in ("topology", "model", "program", "batch"):
         if getattr(given, name) is None:
             raise ProgramError(f"--{name} is missing; see --help")
@@ -466,7 +597,7 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
         "remat": given.remat.split(",") if given.remat else [None],
         "scan_layers": _values(given.scan_layers) if given.scan_layers else [None],
     }
-    cells: list[Cell] = []
+    variants: list[Variant] = []
     refused = None
     for combination in itertools.product(*axes.values()):
         chosen = dict(zip(axes, combination, strict=True))
@@ -476,7 +607,7 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
             if (value := chosen.pop(name)) is not None
         ]
         try:
-            cell = Cell(
+            variant = Variant(
                 program=given.program,
                 input_length=given.input_length,
                 target_length=given.target_length,
@@ -486,19 +617,19 @@ def cells_of(given: argparse.Namespace) -> list[Cell]:
                 kernels=_pairs(given.kernel),
                 **chosen,
             )
-            cells.append(cell)
+            variants.append(variant)
         except ProgramError as error:
             refused = error
-    if not cells and refused is not None:
+    if not variants and refused is not None:
         raise refused
-    return cells
+    return variants
 
 
 def _integers(text: str, name: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ProgramError(f"--{name} {text}: whole numbers, with commas between") from error
+        raise ProgramError(f"--{name} {text}: give whole numbers, separated by commas") from error
 
 
 def _values(text: str) -> list[Any]:
@@ -520,50 +651,53 @@ def _pairs(settings: Sequence[str]) -> tuple[tuple[str, Any], ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 where at least one cell fits."""
+    """Run the command line; return the exit status: 0 if at least one variant fits."""
     given = parser().parse_args(arguments)
     try:
-        if given.cell is not None:
-            print(_compiled_here(cell_of(json.loads(given.cell)), given.hlo).to_json(), end="")
+        if given.variant is not None:
+            say(_compiled_here(variant_of(json.loads(given.variant)), given.hlo).to_json().rstrip())
             return 0
         return _run(given)
-    except (ProgramError, TopologyError, CompileError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ProgramError, TopologyError, CompileError, GpuCompilerError, ValueError) as error:
+        say(f"error: {error}", error=True)
         return 2
 
 
-def _compiled_here(cell: Cell, hlo: str | None) -> Result:
+def _compiled_here(variant: Variant, hlo: str | None) -> Result:
     with tempfile.TemporaryDirectory(prefix="winnow_schedules_") as directory:
-        prepare_environment(Path(directory))
-        result, text = compile_cell(cell, dump=Path(directory))
+        prepare_environment(targets.parse(variant.topology), Path(directory))
+        result, text = compile_variant(variant, dump=Path(directory))
     if hlo:
         Path(hlo).write_text(text)
     return result
 
 
 def _run(given: argparse.Namespace) -> int:
-    cells = cells_of(given)
+    variants = variants_of(given)
     if given.hlo:
-        if len(cells) != 1:
-            raise ProgramError(f"--hlo is for one cell; these flags make {len(cells)}")
-        results = [_compiled_here(cells[0], given.hlo)]
+        if len(variants) != 1:
+            raise ProgramError(f"--hlo requires a single variant; these flags give {len(variants)}")
+        results = [_compiled_here(variants[0], given.hlo)]
         _keep(results[0], Path(given.results))
     else:
         directory = Path(given.results)
         with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-            results = list(pool.map(lambda cell: run_cell(cell, directory, given.anew), cells))
+            results = list(
+                pool.map(lambda variant: run_variant(variant, directory, given.anew), variants)
+            )
     if given.search:
         results = ranked(results)
     if given.markdown:
-        print(table(results))
+        say(table(results))
     for result in results:
         if given.json:
-            print(json.dumps(json.loads(result.to_json())))
+            say(json.dumps(json.loads(result.to_json())))
         elif not given.markdown:
-            print(result)
+            say(result)
         if given.operations:
             for cycles, times, name, source in result.operations:
-                print(f"    {cycles / result.cycles:6.1%}  {times} x {name}  {source}")
+                share = cycles / (result.cycles or result.seconds * 1e9)
+                say(f"    {share:6.1%}  {times} x {name}  {source}")
     return 0 if any(result.fits for result in results) else 1
 
 

@@ -1,20 +1,21 @@
-"""Reads what the TPU compiler writes: cycles, collectives and memory traffic of a program.
+"""Costs of a compiled TPU program: estimated cycles, collectives and memory traffic.
 
-Input is the optimised, scheduled HLO text (`compiled.as_text()`). What is summed is what one chip
-does in one step: every instruction of the entry computation, loop bodies times their trip counts.
+The input is the optimized, scheduled HLO text (`compiled.as_text()`). Totals are for one chip and
+one step: all instructions of the entry computation, and those of loop bodies times their trip
+counts.
 
 Choices
-- Time is the compiler's own "estimated_cycles", which stand in the backend_config of every fusion
-  and copy. (The cost analysis' `optimal_seconds` counts loop bodies once and can be negative.)
-- A trip count is taken from the loop itself: first value, bound and step of its counter. A loop
-  that does not show them is an error, never a guess.
-- A Pallas kernel is opaque to the compiler and has no cycles: how often each runs is returned, and
-  whoever knows its cycles adds them (`tpu/compile.py`).
-- An operation under one channel id may stand in several places, where the compiler has cut it into
-  parts that run beside other work: it is counted once. Such parts, and `-start`/`-done` pairs, are
-  asynchronous; what is left is synchronous and nothing runs beside it.
-- The bytes of a collective are its larger side, what one chip holds before or after it: of an
-  all-gather the result, of a reduce-scatter the operand.
+- Time is the compiler's "estimated_cycles", found in the backend_config of every fusion and copy.
+  (`optimal_seconds` of the cost analysis counts loop bodies once and can be negative.)
+- A trip count is derived from the loop: first value, bound and step of its counter. A loop for
+  which these are not constants is an error.
+- A Pallas kernel is opaque to the compiler and has no cycle estimate. The number of its executions
+  is returned; `tpu/compile.py` multiplies it with the cycles of one.
+- One operation may appear in several places under one channel id, if the compiler has split it into
+  parts that overlap with other work; it is counted once. Such parts, and `-start`/`-done` pairs,
+  are asynchronous. Everything else is synchronous: nothing overlaps with it.
+- The bytes of a collective are those of its larger side on one chip: the result of an all-gather,
+  the operand of a reduce-scatter.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _NAME = re.compile(r"%([\w.-]+)")
 
 
 class HloError(ValueError):
-    """The program is not of a form whose cost can be told; the message says where."""
+    """An HLO text whose cost cannot be computed; the message names the place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +50,10 @@ class Instruction:
     """One line of HLO.
 
     Attributes:
-      shape: the result's, as written.
-      operands: names, without "%"; the text between the parentheses for constants and parameters.
-      attributes: what follows.
+      shape: shape of the result, as in the text.
+      operands: names of the operands, without "%".
+      inside: text between the parentheses; the value of a constant, the index of a parameter.
+      attributes: text after the parentheses.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Instruction:
     attributes: str
 
     def called(self, *keys: str) -> list[str]:
-        """The computations that it names under `calls=`, `body=`, ..."""
+        """Return the computations named by these attributes, such as "calls" or "body"."""
         found = []
         for key in keys:
             for match in re.finditer(rf"\b{key}=(%[\w.-]+|\{{[^}}]*\}})", self.attributes):
@@ -82,11 +84,14 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
+    """A named computation of an HLO module."""
+
     name: str
     instructions: dict[str, Instruction]
     root: Instruction
 
     def parameter(self, index: int) -> Instruction:
+        """Return the instruction of a parameter."""
         for instruction in self.instructions.values():
             if instruction.opcode == "parameter" and instruction.inside == str(index):
                 return instruction
@@ -95,15 +100,15 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All executions of one operation in a step.
+    """One collective operation, with all its executions in a step.
 
     Attributes:
-      kind: such as "all-gather".
-      bytes: of one execution, see the module's head.
-      largest: bytes of the largest array among them; one operation may carry several.
+      kind: opcode, such as "all-gather".
+      bytes: bytes of one execution, as defined in the module's docstring.
+      largest: bytes of the largest array; one operation may carry several.
       count: executions in a step.
-      asynchronous: whether other work runs beside it.
-      source: the model's operation that it came from.
+      asynchronous: True if other work overlaps with it.
+      source: operation of the model that it was compiled from.
     """
 
     kind: str
@@ -116,11 +121,11 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """All executions of a Pallas kernel on operands of the same shapes.
+    """A Pallas kernel on operands of given shapes, with all its executions in a step.
 
     Attributes:
-      name: that it was given.
-      instructions: which call it.
+      name: name of the kernel.
+      instructions: names of the instructions that call it.
       count: executions in a step.
     """
 
@@ -131,14 +136,14 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one chip does in one step.
+    """Cost of one step on one chip.
 
     Attributes:
       cycles: the compiler's estimate, without Pallas kernels.
-      kernels: see there.
-      collectives: see there.
-      bytes: read from and written to HBM by what has cycles; an estimate from shapes.
-      operations: the costliest, (cycles in a step, executions, name, source).
+      kernels: Pallas kernels.
+      collectives: collective operations.
+      bytes: HBM traffic of the instructions that have cycles, estimated from shapes.
+      operations: the most expensive instructions: (cycles in a step, executions, name, source).
     """
 
     cycles: int
@@ -149,11 +154,11 @@ class Cost:
 
 
 # --------------------------------------------------------------------------------------------------
-# Reading
+# Parsing
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of a module by name, and the name of its entry."""
+    """Return the computations of a module by name, and the name of its entry."""
     computations: dict[str, Computation] = {}
     entry = None
     name: str | None = None
@@ -208,9 +213,11 @@ def _closing(text: str, start: int) -> int:
 
 
 def size_of(shape: str, memory: str | None = None) -> int:
-    """Bytes of a shape, a tuple's being the sum; with `memory`, of its arrays in that one alone.
+    """Return the bytes of a shape; of a tuple, the sum over its arrays.
 
-    `memory` "hbm" leaves out what the compiler keeps in on-chip memory, marked S(1) in layouts.
+    Args:
+      memory: "hbm" leaves out arrays in on-chip memory, marked S(1) in their layouts; None counts
+        all.
     """
     total = 0
     for dtype, dimensions, layout in _ARRAY.findall(shape):
@@ -224,47 +231,47 @@ def size_of(shape: str, memory: str | None = None) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# Adding up
+# Totals
 
 
 def cost(text: str) -> Cost:
-    """What a step costs.
+    """Return the cost of a step.
 
     Raises:
-      HloError: the text is not HLO, or a loop's trip count cannot be told.
+      HloError: the text is not HLO, or the trip count of a loop is not constant.
     """
     computations, entry = parse(text)
-    executions = _executions(computations, entry)
-    cycles = traffic = 0
+    times_of = executions(computations, entry)
+    cycles = moved = 0
     kernels: dict[tuple[str, ...], list[tuple[str, int]]] = collections.defaultdict(list)
     operations: list[tuple[int, int, str, str]] = []
-    for name, times in executions.items():
+    for name, times in times_of.items():
         inside = computations[name].instructions
         for instruction in inside.values():
             if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
                 shapes = [_plain(inside[operand].shape) for operand in instruction.operands]
-                kind = (_kernel(instruction), _plain(instruction.shape), *shapes)
+                kind = (kernel_name(instruction), _plain(instruction.shape), *shapes)
                 kernels[kind].append((instruction.name, times))
             own = instruction.cycles
             if own is None or own < 0:
                 continue
             cycles += own * times
-            traffic += _traffic(instruction, computations[name], computations) * times
-            operations.append((own * times, times, instruction.name, _source(instruction)))
+            moved += _traffic(instruction, computations[name], computations) * times
+            operations.append((own * times, times, instruction.name, source(instruction)))
     return Cost(
         cycles=cycles,
         kernels=tuple(
             Kernel(kind[0], tuple(name for name, _ in calls), sum(times for _, times in calls))
             for kind, calls in sorted(kernels.items())
         ),
-        collectives=tuple(_collectives(computations, executions)),
-        bytes=traffic,
+        collectives=tuple(_collectives(computations, times_of)),
+        bytes=moved,
         operations=tuple(sorted(operations, reverse=True)[:20]),
     )
 
 
-def _executions(computations: dict[str, Computation], entry: str) -> dict[str, int]:
-    """How often each computation runs in a step; those inside fusions are not among them."""
+def executions(computations: dict[str, Computation], entry: str) -> dict[str, int]:
+    """Return the executions of each computation in a step, fused computations excluded."""
     total: collections.Counter[str] = collections.Counter()
 
     def visit(name: str, times: int) -> None:
@@ -277,7 +284,7 @@ def _executions(computations: dict[str, Computation], entry: str) -> dict[str, i
                 for called in instruction.called("condition"):
                     visit(called, times * (trips + 1))
             elif instruction.opcode == "conditional":
-                # NOTE: one branch runs; all are counted, which is too much rather than too little.
+                # NOTE: only one branch runs; counting all of them gives an upper bound.
                 for called in instruction.called(
                     "true_computation", "false_computation", "branch_computations"
                 ):
@@ -290,18 +297,18 @@ def _executions(computations: dict[str, Computation], entry: str) -> dict[str, i
     return dict(total)
 
 
-def _kernel(instruction: Instruction) -> str:
-    """The name that a kernel was given: .../NAME/pallas_call among the model's operations."""
-    path = _source(instruction).removesuffix("/pallas_call")
+def kernel_name(instruction: Instruction) -> str:
+    """Return the name of a kernel, from its source .../NAME/pallas_call."""
+    path = source(instruction).removesuffix("/pallas_call")
     return path.rpartition("/")[2] or instruction.name
 
 
 def _plain(shape: str) -> str:
-    """A shape without layouts."""
+    """Return a shape without layouts."""
     return _ARRAY.sub(r"\1[\2]", shape)
 
 
-def _source(instruction: Instruction) -> str:
+def source(instruction: Instruction) -> str:
     match = re.search(r'op_name="([^"]*)"', instruction.attributes)
     return match[1] if match else ""
 
@@ -322,7 +329,7 @@ def _collectives(
 
     @functools.cache
     def runs(name: str) -> tuple[int, bool]:
-        """Executions of a computation, and whether it is a part of an asynchronous operation."""
+        """Return the executions of a computation, and True if it is part of an async operation."""
         if name in executions:
             return executions[name], False
         times, parts = 0, False
@@ -336,7 +343,7 @@ def _collectives(
         for computation in computations.values():
             for instruction in computation.instructions.values():
                 kind = instruction.opcode.removesuffix("-start")
-                if kind not in COLLECTIVES or _is_alone(instruction):
+                if kind not in COLLECTIVES or is_alone(instruction):
                     continue
                 times, parts = runs(computation.name)
                 asynchronous = parts or instruction.opcode != kind
@@ -344,9 +351,9 @@ def _collectives(
                     _is_reduction(caller) for _, caller in callers[computation.name]
                 ):
                     kind = "reduce-scatter"
-                # A channel id may serve several operations that a pass made out of one, so it
-                # names an operation only together with its kind and size.
-                size = _collective_size(instruction, computation)
+                # A pass may split one operation into several with the same channel id, so the id
+                # identifies an operation only together with its kind and size.
+                size = collective_size(instruction, computation)
                 key = instruction.channel or (computation.name, instruction.name)
                 place = None if asynchronous else (computation.name, instruction.name)
                 shapes = [computation.instructions[name].shape for name in instruction.operands]
@@ -354,7 +361,7 @@ def _collectives(
                 largest = max(size_of(array[0]) for array in arrays)
                 yield (
                     (key, kind, size, place),
-                    Collective(kind, size, largest, times, asynchronous, _source(instruction)),
+                    Collective(kind, size, largest, times, asynchronous, source(instruction)),
                 )
 
     counted: dict[object, Collective] = {}
@@ -366,8 +373,8 @@ def _collectives(
             yield counted[key]
 
 
-def _is_alone(instruction: Instruction) -> bool:
-    """Whether every group is of one device: nothing is sent."""
+def is_alone(instruction: Instruction) -> bool:
+    """Return True if every group has one device, so that nothing is sent."""
     match = re.search(r"\breplica_groups=(\{\{.*?\}\}|\[[\d,]+\])", instruction.attributes)
     if match is None:
         return False
@@ -377,15 +384,15 @@ def _is_alone(instruction: Instruction) -> bool:
 
 
 def _is_reduction(fusion: Instruction) -> bool:
-    """A fusion of an all-reduce and the slice that is kept: a reduce-scatter, synchronous."""
+    """Return True for a fusion of an all-reduce and a slice: a synchronous reduce-scatter."""
     return any("all-reduce-scatter" in called for called in fusion.called("calls"))
 
 
-def _collective_size(instruction: Instruction, computation: Computation) -> int:
+def collective_size(instruction: Instruction, computation: Computation) -> int:
     operands = sum(size_of(computation.instructions[name].shape) for name in instruction.operands)
     result = size_of(instruction.shape)
     if instruction.opcode.endswith("-start") and instruction.shape.startswith("("):
-        result = max(result - operands, 0)  # the tuple holds the operands too
+        result = max(result - operands, 0)  # the tuple includes the operands
     return max(operands, result)
 
 
@@ -396,7 +403,7 @@ def _collective_size(instruction: Instruction, computation: Computation) -> int:
 def _traffic(
     instruction: Instruction, computation: Computation, computations: dict[str, Computation]
 ) -> int:
-    """Bytes that an instruction moves from and to HBM; of a slice or an update, only that part."""
+    """Return the HBM bytes that an instruction reads and writes; of a slice, only that part."""
     reads = [computation.instructions[name].shape for name in instruction.operands]
     written = instruction.shape
     if instruction.opcode == "fusion":
@@ -411,7 +418,7 @@ def _traffic(
 
 
 def _part(inner: Computation, index: int, shape: str) -> str:
-    """The shape of what a fused computation reads of a parameter, in the parameter's memory."""
+    """Return the shape of the part of a parameter that a fused computation reads."""
     parameter = inner.parameter(index)
     users = [i for i in inner.instructions.values() if parameter.name in i.operands]
     if users and all(u.opcode == "dynamic-slice" for u in users):
@@ -436,7 +443,7 @@ def _trip_count(
 
     def unknown(why: str) -> HloError:
         return HloError(
-            f"loop {loop.name} ({_source(loop) or 'no source'}): unknown trip count, {why}"
+            f"loop {loop.name} ({source(loop) or 'no source'}): unknown trip count, {why}"
         )
 
     root, given = condition.root, condition
@@ -450,7 +457,7 @@ def _trip_count(
         raise unknown(f"its condition ends in {root.opcode!r}")
 
     def term(name: str) -> tuple[str, int]:
-        """("constant", value) or ("carried", index in the loop's tuple)."""
+        """Return ("constant", value) or ("carried", index in the loop's tuple)."""
         name, where = (arguments[name], condition) if name in arguments else (name, given)
         instruction = where.instructions[name]
         if instruction.opcode in ("copy", "bitcast", "convert"):
@@ -461,31 +468,31 @@ def _trip_count(
         if instruction.opcode == "get-tuple-element" and index:
             return "carried", int(index[1])
         if instruction.opcode == "parameter" and where is not condition:
-            raise unknown("its condition reads a parameter that is not traced")
+            raise unknown("its condition reads an unknown parameter")
         raise unknown(f"its condition depends on {instruction.opcode!r}")
 
     left, right = term(root.operands[0]), term(root.operands[1])
     if left[0] != "carried":
-        raise unknown("its condition compares no counter")
+        raise unknown("its condition does not compare a counter")
     initial = computation.instructions[loop.operands[0]]
 
     def start(index: int) -> int:
         if initial.opcode != "tuple":
-            raise unknown("its counter begins with what another operation returns")
+            raise unknown("the first value of its counter is not a constant")
         instruction = computation.instructions[initial.operands[index]]
         while instruction.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start"):
             instruction = computation.instructions[instruction.operands[0]]
         if instruction.opcode != "constant" or not instruction.inside.lstrip("-").isdigit():
-            raise unknown(f"its counter begins with {instruction.opcode!r}")
+            raise unknown(f"the first value of its counter is {instruction.opcode!r}")
         return int(instruction.inside)
 
     first = start(left[1])
     bound = right[1] if right[0] == "constant" else start(right[1])
     if right[0] == "carried" and _step(body, right[1], computations) != 0:
-        raise unknown("its bound changes")
+        raise unknown("its bound is not constant")
     step = _step(body, left[1], computations)
     if not step:
-        raise unknown("what its counter grows by is not a constant")
+        raise unknown("the step of its counter is not a constant")
     distance = bound - first + {"LT": 0, "LE": 1, "NE": 0, "GT": 0, "GE": -1}[direction[1]]
     if direction[1] not in ("LT", "LE", "NE", "GT", "GE") or distance * step < 0:
         return 0
@@ -493,12 +500,12 @@ def _trip_count(
 
 
 def _step(body: Computation, index: int, computations: dict[str, Computation]) -> int | None:
-    """What a body adds to element `index` of the loop's tuple; None where it is no constant."""
+    """Return what a body adds to element `index` of the loop's tuple; None if not constant."""
     if body.root.opcode != "tuple":
         return None
 
     def added(instruction: Instruction, where: Computation, outer: dict[str, Instruction]):
-        """(index carried or None, constant) of counter + constant."""
+        """Return (index in the tuple, or None, and the constant) of counter + constant."""
         if instruction.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start"):
             return added(where.instructions[instruction.operands[0]], where, outer)
         if instruction.opcode == "parameter" and instruction.name in outer:
@@ -529,7 +536,7 @@ def _step(body: Computation, index: int, computations: dict[str, Computation]) -
 
 
 def totals(collectives: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    """Kind, then "synchronous" and "asynchronous" -> bytes in a step."""
+    """Return bytes per step, by kind and by "synchronous" or "asynchronous"."""
     added: dict[str, dict[str, int]] = {}
     for collective in collectives:
         kind = added.setdefault(collective.kind, {"synchronous": 0, "asynchronous": 0})

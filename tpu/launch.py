@@ -1,4 +1,4 @@
-"""Launches Winnow: TPU VMs by queued resources, JobSets on GKE, Slurm jobs on GPU clusters.
+"""Launcher of Winnow's jobs on TPU VMs (queued resources), GKE (JobSet) and Slurm clusters.
 
     python -m tpu.launch queued-resource --stage setup --name judge --project P --zone Z \\
         --topology v5e:2x4 --slices 8 --spot
@@ -8,28 +8,31 @@
     python -m tpu.launch jobset --stage train ... -- --gin_file=configs/pretrain/t5_base_c4.gin ...
     python -m tpu.launch slurm --stage train ... -- --gin_file=...
 
-Prints what it would do, every command and file in full. With --yes it does just that. tpu/README.md
-leads from a project to a running job.
+Prints every command and file in full and changes nothing; with --yes it executes them.
+tpu/README.md is a guide from a project to a running job.
 
-Stages: setup (machines and programs), score, train; then status, logs, and delete, which ends what
-costs money. What follows `--` is given to `python -m pruning score` or to `python train.py`.
+Stages: setup (machines and installation), score, train, status, logs, and delete, which removes
+everything that costs money. Arguments after `--` are passed to `python -m pruning score` or to
+`python train.py`.
 
 Choices
-- Whatever is stopped starts again: a worker on exit code 75 (stopped in good order) at once, on
-  other codes a few times; a preempted machine with `--watch` or by the cluster. The program goes on
-  from its shards or its checkpoint: starting anew is all that a launcher has to do.
-- Scoring wants no communication: with slices of one host each is a worker of its own, which takes
-  the shards with its number and whose end disturbs nobody. Such slices are also the easiest to get.
-- Training, and scoring on one slice of several hosts, joins all processes (`--distributed`): one of
-  them ending ends all, and all start again.
-- Templates and scripts are files (tpu/templates, tpu/worker.sh), to be read and changed. The lines
-  ending in "# only: X" stay where X holds.
+- Stopped jobs are restarted: workers with exit code 75 (stopped on request) at once, with other
+  codes a limited number of times; preempted machines by `--watch` or by the cluster. The programs
+  resume from their shards or checkpoints, so the launcher has no state of its own.
+- Scoring needs no communication. With slices of one host each slice is a worker of its own, takes
+  the shards of its index, and is restarted independently. Such slices are also the easiest to get.
+- Training, and scoring on one slice of several hosts, runs as one job of all processes
+  (`--distributed`): if one process ends, all end and all are restarted.
+- Templates and scripts are plain files (tpu/templates, tpu/worker.sh). A line that ends in
+  "# only: FLAG" is kept if FLAG applies.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import os
 import re
 import shlex
 import subprocess
@@ -38,6 +41,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.terminal import say
 from tpu.chips import Topology, TopologyError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,42 +49,42 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 STAGES = ("setup", "score", "train", "status", "logs", "delete")
 PYTHON = "3.12"
 JOBSET_RELEASE = "https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.0/manifests.yaml"
-_LOST = ("SUSPENDED", "SUSPENDING", "FAILED")  # states of a queued resource that never come back
+_LOST = ("SUSPENDED", "SUSPENDING", "FAILED")  # final states of a queued resource
 _POLL_SECONDS = 30
-_PATIENCE = 20  # failures in a row of asking how things stand
+_ATTEMPTS = 20  # of a query, in a row, before the launcher gives up
 
 
 class LaunchError(ValueError):
-    """Settings that launch nothing; the message says what to change."""
+    """Settings that cannot be launched, or a command that failed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the launchers need to know. Each uses some of it.
+    """Settings of all launchers; each uses some of them.
 
     Attributes:
-      launcher, stage: what is to be done.
-      name: of the machines and the job; lower-case letters, digits and "-".
-      project: of the cloud.
-      zone: of the machines; for jobset the cluster's zone or region.
-      topology: of a slice, such as "v5e:16x16".
-      slices: how many.
-      spot: cheaper machines that may be taken away.
-      reserved: machines of your reservation.
-      runtime: software version of TPU VMs; "" takes the chip's usual.
-      cluster: of GKE.
-      image: of the containers, with its registry.
-      service_account: of Kubernetes, which may read and write the bucket.
-      partition: of Slurm.
-      account: of Slurm.
-      time: limit, as Slurm writes it; the job goes on after it, in the queue again.
-      nodes: machines; in scoring each is a worker of its own.
-      gpus: of a machine.
-      directory: the repository on the cluster's shared file system.
-      failures: how often a worker may fail by itself.
-      watch: stay, tell how the job stands, and get new machines for preempted ones.
-      delete_when_done: with `watch`: give the machines back at the end.
-      arguments: of the program.
+      launcher, stage: which launcher, and what it does.
+      name: prefix of machines and jobs; lower-case letters, digits and "-".
+      project: Google Cloud project.
+      zone: zone of the machines; for jobset the zone or region of the cluster.
+      topology: topology of a slice, such as "v5e:16x16".
+      slices: number of slices.
+      spot: use spot machines, which are cheaper and may be preempted.
+      reserved: use machines of a reservation.
+      runtime: software version of the TPU VMs; "" selects the default of the chip.
+      cluster: name of the GKE cluster.
+      image: container image with its registry.
+      service_account: Kubernetes service account with access to the bucket.
+      partition: Slurm partition.
+      account: Slurm account.
+      time: Slurm time limit; after it the job is requeued and continues.
+      nodes: number of nodes; in scoring each is a worker of its own.
+      gpus: GPUs per node.
+      directory: path of the repository on the shared file system of the cluster.
+      failures: number of failures of a worker after which it is not restarted.
+      watch: keep running, report the state, and replace preempted machines.
+      delete_when_done: with `watch`, delete the machines when the job is done.
+      arguments: arguments of the program.
     """
 
     launcher: str
@@ -111,23 +115,27 @@ class Settings:
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", self.name):
             raise LaunchError(f"--name {self.name!r}: lower-case letters, digits and -, up to 40")
         if self.slices < 1 or self.nodes < 1 or self.gpus < 1:
-            raise LaunchError("--slices, --nodes and --gpus are at least 1")
+            raise LaunchError("--slices, --nodes and --gpus must be at least 1")
+        if self.failures < 0:
+            raise LaunchError(f"--failures {self.failures}: must be 0 or more")
         if self.spot and self.reserved:
-            raise LaunchError("--spot or --reserved, not both")
+            raise LaunchError("give --spot or --reserved, not both")
+        if self.delete_when_done and not self.watch:
+            raise LaunchError("--delete_when_done requires --watch")
         needed = {
             "queued-resource": ("project", "zone"),
             "jobset": ("project", "zone", "cluster", "image"),
             "slurm": ("partition", "directory"),
         }[self.launcher]
         if missing := [f"--{name}" for name in needed if not getattr(self, name)]:
-            raise LaunchError(f"{self.launcher} wants {', '.join(missing)}")
+            raise LaunchError(f"{self.launcher} requires {', '.join(missing)}")
         if self.stage in ("score", "train") and not self.arguments:
-            raise LaunchError(f"--stage {self.stage} wants the program's arguments after --")
+            raise LaunchError(f"--stage {self.stage} requires the program's arguments after --")
         if self.launcher != "slurm":
             Topology.parse(self.topology)
             if self.stage == "score" and self.slices > 1 and self.shape.hosts > 1:
                 raise LaunchError(
-                    f"scoring on several slices wants slices of one host: {self.topology} has "
+                    f"scoring on several slices requires slices of one host: {self.topology} has "
                     f"{self.shape.hosts}. Give --topology {self.shape.kind}:"
                     f"{'2x4' if self.shape.chip.dimensions == 2 else '2x2x1'} and more --slices."
                 )
@@ -138,74 +146,108 @@ class Settings:
 
     @property
     def nodes_of_slices(self) -> list[str]:
-        """Names of the TPU VM nodes, one a slice."""
+        """Names of the TPU VM nodes, one per slice."""
         return [self.name] if self.slices == 1 else [f"{self.name}-{i}" for i in range(self.slices)]
 
     @property
     def apart(self) -> bool:
-        """Whether workers run by themselves, each with a number."""
+        """True if workers run independently, each with an index."""
         if self.stage != "score":
             return False
         return self.launcher == "slurm" or self.shape.hosts == 1
 
 
+def check_program(settings: Settings) -> None:
+    """Raise LaunchError if there is no program to launch, or its arguments cannot be right.
+
+    Checks that this is a clone, the form of the arguments, and that configuration files exist:
+    relative paths are looked up in the repository, which is what the machines get a copy of.
+    """
+    if settings.stage in ("setup", "score", "train") and not (REPOSITORY / ".git").exists():
+        raise LaunchError(
+            f"{REPOSITORY} is not a git checkout: launch from a clone of the repository, whose "
+            "committed state is what the machines get"
+        )
+    if settings.stage not in ("score", "train"):
+        return
+    names = [
+        value
+        for argument in settings.arguments
+        for flag, equals, value in (argument.partition("="),)
+        if flag == "--gin_file" and equals
+    ]
+    for argument in settings.arguments:
+        if not argument.startswith("--"):
+            raise LaunchError(f"{argument!r} after --: arguments are written --NAME=VALUE")
+    if not names:
+        raise LaunchError(f"--stage {settings.stage} requires a --gin_file=... after --")
+    for name in names:
+        if "://" in name or (REPOSITORY / name).is_file():
+            continue
+        known = [str(f.relative_to(REPOSITORY)) for f in (REPOSITORY / "configs").rglob("*.gin")]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise LaunchError(f"--gin_file={name}: no such file in {REPOSITORY}{hint}")
+
+
 # --------------------------------------------------------------------------------------------------
-# Doing, or saying what would be done
+# Execution and dry runs
 
 
-class Doer:
-    """Runs commands and writes files."""
+class Executor:
+    """Execution of commands and writing of files."""
 
     def write(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        self._say(f"wrote {path}")
+        self._print(f"wrote {path}")
 
     def run(self, *command: str) -> None:
-        """Raises LaunchError where it fails."""
-        self._say(f"$ {shlex.join(command)}")
-        self._checked(subprocess.run(command, cwd=REPOSITORY), command)
+        """Run a command. Raises LaunchError if it fails."""
+        self._print(f"$ {shlex.join(command)}")
+        self._check(subprocess.run(command, cwd=REPOSITORY), command)
 
-    def ask(self, *command: str, assume: str) -> str:
-        """What a command prints; `assume` is what a dry run goes on with.
+    def query(self, *command: str, assume: str) -> str:
+        """Return the output of a command; a dry run returns `assume`.
 
-        Asking may fail for a while: a machine is being taken away, a network is slow.
+        Failures are retried, because machines may be restarting and networks slow.
 
-        Raises LaunchError where it fails _PATIENCE times in a row.
+        Raises:
+          LaunchError: _ATTEMPTS attempts in a row failed.
         """
-        for _ in range(_PATIENCE):
-            asked = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-            if asked.returncode == 0 or asked.stdout.strip():
-                return asked.stdout.strip()
+        for _ in range(_ATTEMPTS):
+            done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+            if done.returncode == 0 or done.stdout.strip():
+                return done.stdout.strip()
             self.wait(_POLL_SECONDS)
-        self._checked(asked, command)
+        self._check(done, command)
         return ""
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
 
     @staticmethod
-    def _checked(done: subprocess.CompletedProcess, command: Sequence[str]) -> None:
+    def _check(done: subprocess.CompletedProcess, command: Sequence[str]) -> None:
         if done.returncode:
-            raise LaunchError(f"status {done.returncode} of: {shlex.join(command)}")
+            raise LaunchError(f"exit status {done.returncode} of: {shlex.join(command)}")
 
     @staticmethod
-    def _say(line: str) -> None:
-        print(line, flush=True)
+    def _print(line: str) -> None:
+        say(line)
 
 
-class Teller(Doer):
-    """Prints the same commands and files, and touches nothing."""
+class DryRun(Executor):
+    """Printing of the same commands and files, without any effect."""
 
     def write(self, path: Path, text: str) -> None:
-        self._say(f"# writes {path}:")
-        self._say("".join(f"    {line}\n" for line in text.splitlines()).rstrip("\n"))
+        self._print(f"# writes {path}:")
+        self._print("".join(f"    {line}\n" for line in text.splitlines()).rstrip("\n"))
 
     def run(self, *command: str) -> None:
-        self._say(f"$ {shlex.join(command)}")
+        self._print(f"$ {shlex.join(command)}")
 
-    def ask(self, *command: str, assume: str) -> str:
-        self._say(f"$ {shlex.join(command)}    # until it says {assume}")
+    def query(self, *command: str, assume: str) -> str:
+        self._print(f"$ {shlex.join(command)}    # until it prints {assume}")
         return assume
 
     def wait(self, seconds: float) -> None:
@@ -213,10 +255,10 @@ class Teller(Doer):
 
 
 def render(template: str, values: dict[str, object], flags: set[str]) -> str:
-    """Fills {{names}} in and keeps the lines marked "# only: FLAG" of the given flags.
+    """Return a template with {{names}} filled in, without lines whose "# only: FLAG" is unset.
 
     Raises:
-      LaunchError: a name that the template has and `values` lacks.
+      LaunchError: a name in the template is missing from `values`.
     """
     lines = []
     for line in (TEMPLATES / template).read_text().splitlines():
@@ -226,14 +268,18 @@ def render(template: str, values: dict[str, object], flags: set[str]) -> str:
 
     def value(match: re.Match) -> str:
         if match[1] not in values:
-            raise LaunchError(f"{template}: nothing known of {match[1]!r}")
+            raise LaunchError(f"{template}: no value for {match[1]!r}")
         return str(values[match[1]])
 
     return re.sub(r"\{\{(\w+)\}\}", value, "\n".join(lines)) + "\n"
 
 
 def program(settings: Settings, python: str, index: str | None) -> str:
-    """The shell command of a stage. `index`: shell text of the worker's number, if it has one."""
+    """Return the shell command of a stage.
+
+    Args:
+      index: shell text of the worker's index; None if the processes form one job.
+    """
     arguments = list(settings.arguments)
     if settings.stage == "train":
         command = [python, "train.py", "--distributed", *arguments]
@@ -250,172 +296,210 @@ def program(settings: Settings, python: str, index: str | None) -> str:
 # --------------------------------------------------------------------------------------------------
 # TPU VMs, by queued resources
 
+_RESOURCES = ("gcloud", "compute", "tpus", "queued-resources")
+_VM = ("gcloud", "compute", "tpus", "tpu-vm")
 
-def queued_resource(settings: Settings, doer: Doer) -> int:
-    place = ["--project", settings.project, "--zone", settings.zone]
-    resources = ["gcloud", "compute", "tpus", "queued-resources"]
-    vm = ["gcloud", "compute", "tpus", "tpu-vm"]
-    nodes = settings.nodes_of_slices
 
-    def on(node: str, command: str, worker: str = "all") -> list[str]:
-        return [*vm, "ssh", node, *place, f"--worker={worker}", f"--command={command}"]
+class QueuedResource:
+    """A queued resource with its TPU VMs: one node per slice."""
 
-    def state() -> str:
-        wanted = ["describe", settings.name, *place, "--format=value(state.state)"]
-        return doer.ask(*resources, *wanted, assume="ACTIVE")
+    def __init__(self, settings: Settings, executor: Executor):
+        self._settings, self._executor = settings, executor
+        self._place = ("--project", settings.project, "--zone", settings.zone)
+        self._nodes = settings.nodes_of_slices
 
-    def create() -> None:
-        shape = settings.shape
-        which = ["--node-id", settings.name]
+    def run(self) -> int:
+        """Execute the stage; return the exit status."""
+        settings = self._settings
+        if settings.stage == "setup":
+            self._create()
+            self._install()
+        elif settings.stage in ("score", "train"):
+            self._start()
+            if settings.watch:
+                return self._watch()
+        elif settings.stage == "status":
+            self._executor.run(*_RESOURCES, "describe", settings.name, *self._place)
+            for node in self._nodes:
+                self._on(node, "tail -n 1 winnow/logs/*.status winnow/logs/*.log")
+        elif settings.stage == "logs":
+            self._on(self._nodes[0], "tail -n 100 -f winnow/logs/*.log", worker="0")
+        else:
+            self._delete()
+        return 0
+
+    def _create(self) -> None:
+        """Request the machines and wait until they are there."""
+        settings, shape = self._settings, self._settings.shape
+        nodes = ["--node-id", settings.name]
         if settings.slices > 1:
-            which = ["--node-count", str(settings.slices), "--node-prefix", settings.name]
-        paid = ["--spot"] if settings.spot else ["--reserved"] if settings.reserved else []
+            nodes = ["--node-count", str(settings.slices), "--node-prefix", settings.name]
+        pricing = ["--spot"] if settings.spot else ["--reserved"] if settings.reserved else []
         runtime = settings.runtime or shape.chip.runtime
         kind = ["--accelerator-type", shape.accelerator_type, "--runtime-version", runtime]
-        doer.run(*resources, "create", settings.name, *place, *kind, *which, *paid, "--quiet")
-        while (now := state()) != "ACTIVE":
-            if now in _LOST:
-                raise LaunchError(f"{settings.name} is {now}: --stage delete, and set it up again")
-            doer.wait(_POLL_SECONDS)
-
-    def install() -> None:
-        kept = Path("runs") / "launch" / settings.name
-        archive, script = kept / "winnow.tar.gz", kept / "setup.sh"
-        doer.write(
-            REPOSITORY / script, render("setup.sh", {"python": PYTHON, "extra": "tpu"}, set())
+        self._executor.run(
+            *_RESOURCES, "create", settings.name, *self._place, *kind, *nodes, *pricing, "--quiet"
         )
-        doer.run("git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD")
-        for node in nodes:
-            doer.run(*vm, "scp", str(archive), str(script), f"{node}:", *place, "--worker=all")
-            doer.run(*on(node, "bash setup.sh"))
+        while (state := self._state()) != "ACTIVE":
+            if state in _LOST:
+                raise LaunchError(
+                    f"{settings.name} is {state}: run --stage delete, then --stage setup"
+                )
+            self._executor.wait(_POLL_SECONDS)
 
-    def start() -> None:
-        for index, node in enumerate(nodes):
+    def _install(self) -> None:
+        """Copy the committed state of the repository to all machines and install it there."""
+        files = Path("runs") / "launch" / self._settings.name
+        archive, script = files / "winnow.tar.gz", files / "setup.sh"
+        text = render("setup.sh", {"python": PYTHON, "extra": "tpu"}, set())
+        self._executor.write(REPOSITORY / script, text)
+        self._executor.run(
+            "git", "archive", "--format=tar.gz", f"--output={archive}", "HEAD"
+        )  # fmt: skip
+        for node in self._nodes:
+            self._executor.run(
+                *_VM, "scp", str(archive), str(script), f"{node}:", *self._place, "--worker=all"
+            )
+            self._on(node, "bash setup.sh")
+
+    def _start(self) -> None:
+        """Start the worker loop on every machine, in the background."""
+        settings, stage = self._settings, self._settings.stage
+        for index, node in enumerate(self._nodes):
             command = program(settings, ".venv/bin/python", str(index) if settings.apart else None)
-            stage = settings.stage
-            # Unless one is running, what the last worker left as its status is wiped out.
-            fresh = f"flock -n logs/{stage}.lock -c 'echo starting >logs/{stage}.status'"
+            # The status of an earlier worker is cleared, unless that worker is still running.
+            reset = f"flock -n logs/{stage}.lock -c 'echo starting >logs/{stage}.status'"
             loop = f"bash tpu/worker.sh {stage} {settings.failures} {command}"
             start = f"(setsid {loop} </dev/null >/dev/null 2>&1 &)"
-            doer.run(*on(node, f"cd winnow && mkdir -p logs && {{ {fresh}; {start}; }}"))
+            self._on(node, f"cd winnow && mkdir -p logs && {{ {reset}; {start}; }}")
 
-    def delete() -> None:
-        doer.run(*resources, "delete", settings.name, *place, "--force", "--quiet")
+    def _delete(self) -> None:
+        self._executor.run(
+            *_RESOURCES, "delete", self._settings.name, *self._place, "--force", "--quiet"
+        )
 
-    def watch() -> int:
-        """Until all workers are done. Returns the exit status."""
-        said = f"cat winnow/logs/{settings.stage}.status || echo unknown"
+    def _watch(self) -> int:
+        """Wait for all workers, replacing lost machines; return the exit status."""
         while True:
-            if (now := state()) in _LOST:
-                print(f"{settings.name} is {now}: getting new machines", flush=True)
-                delete()
-                create()
-                install()
-                start()
-            answers = []
-            for node in nodes:
-                try:
-                    answers.append(doer.ask(*on(node, said), assume="done"))
-                except LaunchError:
-                    if state() not in _LOST:
-                        raise
-                    answers.append("lost")
-            lines = [line for answer in answers for line in answer.splitlines()]
-            if all(line == "done" for line in lines):
-                if settings.delete_when_done:
-                    delete()
+            if (state := self._state()) in _LOST:
+                say(f"{self._settings.name} is {state}: replacing the machines")
+                self._delete()
+                self._create()
+                self._install()
+                self._start()
+            statuses = self._worker_statuses()
+            if all(status == "done" for status in statuses):
+                if self._settings.delete_when_done:
+                    self._delete()
                 return 0
-            if failed := [line for line in lines if line.startswith("failed")]:
-                print(f"{len(failed)} of {len(lines)} workers {failed[0]}: see --stage logs")
+            if failed := [status for status in statuses if status.startswith("failed")]:
+                say(f"{len(failed)} of {len(statuses)} workers {failed[0]}: see --stage logs")
                 return 1
-            doer.wait(_POLL_SECONDS)
+            self._executor.wait(_POLL_SECONDS)
 
-    if settings.stage == "setup":
-        create()
-        install()
-    elif settings.stage in ("score", "train"):
-        start()
-        if settings.watch:
-            return watch()
-    elif settings.stage == "status":
-        doer.run(*resources, "describe", settings.name, *place)
-        for node in nodes:
-            doer.run(*on(node, "tail -n 1 winnow/logs/*.status winnow/logs/*.log"))
-    elif settings.stage == "logs":
-        doer.run(*on(nodes[0], "tail -n 100 -f winnow/logs/*.log", worker="0"))
-    else:
-        delete()
-    return 0
+    def _worker_statuses(self) -> list[str]:
+        """Return a status per worker: "running", "done", "failed CODE", "unknown" or "lost"."""
+        command = f"cat winnow/logs/{self._settings.stage}.status || echo unknown"
+        statuses = []
+        for node in self._nodes:
+            try:
+                answer = self._executor.query(*self._ssh(node, command), assume="done")
+            except LaunchError:
+                if self._state() not in _LOST:
+                    raise
+                answer = "lost"
+            statuses += answer.splitlines()
+        return statuses
+
+    def _state(self) -> str:
+        """Return the state of the queued resource, such as "ACTIVE"."""
+        arguments = ["describe", self._settings.name, *self._place, "--format=value(state.state)"]
+        return self._executor.query(*_RESOURCES, *arguments, assume="ACTIVE")
+
+    def _on(self, node: str, command: str, worker: str = "all") -> None:
+        self._executor.run(*self._ssh(node, command, worker))
+
+    def _ssh(self, node: str, command: str, worker: str = "all") -> list[str]:
+        return [
+            *_VM, "ssh", node, *self._place, f"--worker={worker}", f"--command={command}",
+        ]  # fmt: skip
+
+
+def queued_resource(settings: Settings, executor: Executor) -> int:
+    """Execute a stage on TPU VMs; return the exit status."""
+    return QueuedResource(settings, executor).run()
 
 
 # --------------------------------------------------------------------------------------------------
 # JobSets on GKE
 
 
-def jobset(settings: Settings, doer: Doer) -> int:
-    shape, job = settings.shape, f"{settings.name}-{settings.stage}"
-    chips = min(shape.chips, 8 if shape.hosts == 1 else shape.chip.chips_per_host)
-    machine = {
-        "v5e": f"ct5lp-hightpu-{chips}t",
-        "v5p": f"ct5p-hightpu-{chips}t",
-        "v6e": f"ct6e-standard-{chips}t",
-    }[shape.kind]
-
-    def set_up() -> None:
-        gcloud = ["gcloud", "container"]
-        place = ["--project", settings.project, "--location", settings.zone]
-        pools = [(settings.name, settings.slices)]  # of single hosts: one pool has them all
-        several = []
-        if shape.hosts > 1:
-            pools = [(node, shape.hosts) for node in settings.nodes_of_slices]
-            several = ["--tpu-topology", shape.grid]
-        paid = ["--spot"] if settings.spot else []
-        for pool, count in pools:
-            doer.run(
-                *gcloud, "node-pools", "create", pool, "--cluster", settings.cluster, *place,
-                "--machine-type", machine, "--num-nodes", str(count), *several, *paid, "--quiet",
-            )  # fmt: skip
-        doer.run(*gcloud, "clusters", "get-credentials", settings.cluster, *place)
-        doer.run("kubectl", "apply", "--server-side", "-f", JOBSET_RELEASE)
-        recipe = "tpu/templates/Dockerfile"
-        doer.run("docker", "build", "--file", recipe, "--tag", settings.image, ".")
-        doer.run("docker", "push", settings.image)
-
+def jobset(settings: Settings, executor: Executor) -> int:
+    """Execute a stage on GKE; return the exit status."""
+    jobs = [f"{settings.name}-{stage}" for stage in ("score", "train")]
+    pods = f"jobset.sigs.k8s.io/jobset-name in ({','.join(jobs)})"
     if settings.stage == "setup":
-        set_up()
+        _set_up_cluster(settings, executor)
     elif settings.stage in ("score", "train"):
+        job = f"{settings.name}-{settings.stage}"
         file = Path("runs") / "launch" / settings.name / f"{settings.stage}.yaml"
-        doer.write(REPOSITORY / file, jobset_yaml(settings, chips))
-        doer.run("kubectl", "delete", "jobset", job, "--ignore-not-found", "--wait")
-        doer.run("kubectl", "apply", "-f", str(file))
+        executor.write(REPOSITORY / file, jobset_yaml(settings))
+        executor.run("kubectl", "delete", "jobset", job, "--ignore-not-found", "--wait")
+        executor.run("kubectl", "apply", "-f", str(file))
         if settings.watch:
             done = "--for=condition=Completed"
-            doer.run("kubectl", "wait", done, f"jobset/{job}", "--timeout=-1s")
+            executor.run("kubectl", "wait", done, f"jobset/{job}", "--timeout=-1s")
+    elif settings.stage == "status":
+        executor.run("kubectl", "get", "jobset", *jobs, "--ignore-not-found")
+        executor.run("kubectl", "get", "pods", "-l", pods, "-o", "wide")
+    elif settings.stage == "logs":
+        executor.run(
+            "kubectl", "logs", "-l", pods, "--prefix", "--follow", "--tail=100",
+            "--max-log-requests=100",
+        )  # fmt: skip
     else:
-        jobs = [f"{settings.name}-{stage}" for stage in ("score", "train")]
-        label = f"jobset.sigs.k8s.io/jobset-name in ({','.join(jobs)})"
-        if settings.stage == "status":
-            doer.run("kubectl", "get", "jobset", *jobs, "--ignore-not-found")
-            doer.run("kubectl", "get", "pods", "-l", label, "-o", "wide")
-        elif settings.stage == "logs":
-            doer.run(
-                "kubectl", "logs", "-l", label, "--prefix", "--follow", "--tail=100",
-                "--max-log-requests=100",
+        executor.run("kubectl", "delete", "jobset", *jobs, "--ignore-not-found")
+        for pool in _node_pools(settings):
+            executor.run(
+                "gcloud", "container", "node-pools", "delete", pool, "--cluster",
+                settings.cluster, "--project", settings.project, "--location", settings.zone,
+                "--quiet",
             )  # fmt: skip
-        else:
-            doer.run("kubectl", "delete", "jobset", *jobs, "--ignore-not-found")
-            pools = settings.nodes_of_slices if shape.hosts > 1 else [settings.name]
-            for pool in pools:
-                doer.run(
-                    "gcloud", "container", "node-pools", "delete", pool, "--cluster",
-                    settings.cluster, "--project", settings.project, "--location", settings.zone,
-                    "--quiet",
-                )  # fmt: skip
     return 0
 
 
-def jobset_yaml(settings: Settings, chips_per_host: int) -> str:
-    """The manifest."""
+def _node_pools(settings: Settings) -> dict[str, int]:
+    """Return the node pools and their numbers of nodes.
+
+    A slice of several hosts is a pool of its own; slices of one host share one pool.
+    """
+    if settings.shape.hosts == 1:
+        return {settings.name: settings.slices}
+    return dict.fromkeys(settings.nodes_of_slices, settings.shape.hosts)
+
+
+def _set_up_cluster(settings: Settings, executor: Executor) -> None:
+    """Create the node pools, install JobSet, and build and push the image."""
+    shape = settings.shape
+    gcloud = ["gcloud", "container"]
+    place = ["--project", settings.project, "--location", settings.zone]
+    machine = f"{shape.chip.machine}-{shape.chips_of_a_host}t"
+    topology = ["--tpu-topology", shape.grid] if shape.hosts > 1 else []
+    pricing = ["--spot"] if settings.spot else []
+    for pool, count in _node_pools(settings).items():
+        executor.run(
+            *gcloud, "node-pools", "create", pool, "--cluster", settings.cluster, *place,
+            "--machine-type", machine, "--num-nodes", str(count), *topology, *pricing, "--quiet",
+        )  # fmt: skip
+    executor.run(*gcloud, "clusters", "get-credentials", settings.cluster, *place)
+    executor.run("kubectl", "apply", "--server-side", "-f", JOBSET_RELEASE)
+    dockerfile = "tpu/templates/Dockerfile"
+    executor.run("docker", "build", "--file", dockerfile, "--tag", settings.image, ".")
+    executor.run("docker", "push", settings.image)
+
+
+def jobset_yaml(settings: Settings) -> str:
+    """Return the JobSet manifest."""
     shape = settings.shape
     flags = {"apart" if settings.apart else "together"}
     flags |= {"spot"} if settings.spot else set()
@@ -433,7 +517,7 @@ def jobset_yaml(settings: Settings, chips_per_host: int) -> str:
         "grid": shape.grid,
         "image": settings.image,
         "command": program(settings, "python", index),
-        "chips_per_host": chips_per_host,
+        "chips_per_host": shape.chips_of_a_host,
     }
     return render("jobset.yaml", values, flags)
 
@@ -442,30 +526,30 @@ def jobset_yaml(settings: Settings, chips_per_host: int) -> str:
 # Slurm
 
 
-def slurm(settings: Settings, doer: Doer) -> int:
+def slurm(settings: Settings, executor: Executor) -> int:
+    """Execute a stage on a Slurm cluster; return the exit status."""
     if settings.stage == "setup":
         install = "test -x .venv/bin/python || python3 -m venv .venv; "
         install += ".venv/bin/python -m pip install --quiet --editable '.[gpu]'; mkdir -p logs"
-        doer.run("bash", "-c", f"set -e; cd {shlex.quote(settings.directory)}; {install}")
+        executor.run("bash", "-c", f"set -e; cd {shlex.quote(settings.directory)}; {install}")
     elif settings.stage in ("score", "train"):
         file = Path("runs") / "launch" / settings.name / f"{settings.stage}.sbatch"
-        doer.write(REPOSITORY / file, sbatch(settings))
-        doer.run("sbatch", *(["--wait"] if settings.watch else []), str(file))
-    else:
+        executor.write(REPOSITORY / file, sbatch(settings))
+        executor.run("sbatch", *(["--wait"] if settings.watch else []), str(file))
+    elif settings.stage == "status":
         jobs = f"--name={settings.name}-score,{settings.name}-train"
-        if settings.stage == "status":
-            doer.run("squeue", "--me", jobs, "--long")
-        elif settings.stage == "delete":
-            doer.run("scancel", "--me", f"--name={settings.name}-score")
-            doer.run("scancel", "--me", f"--name={settings.name}-train")
-        else:
-            log = f"{shlex.quote(settings.directory)}/logs/{settings.name}-*.log"
-            doer.run("bash", "-c", f"tail -n 100 -F {log}")
+        executor.run("squeue", "--me", jobs, "--long")
+    elif settings.stage == "logs":
+        log = f"{shlex.quote(settings.directory)}/logs/{settings.name}-*.log"
+        executor.run("bash", "-c", f"tail -n 100 -F {log}")
+    else:
+        executor.run("scancel", "--me", f"--name={settings.name}-score")
+        executor.run("scancel", "--me", f"--name={settings.name}-train")
     return 0
 
 
 def sbatch(settings: Settings) -> str:
-    """The batch script."""
+    """Return the batch script."""
     flags = {"apart" if settings.apart else "together"}
     flags |= {"account"} if settings.account else set()
     index = "$SLURM_ARRAY_TASK_ID" if settings.apart else None
@@ -479,7 +563,7 @@ def sbatch(settings: Settings) -> str:
 # --------------------------------------------------------------------------------------------------
 # Command line
 
-LAUNCHERS: dict[str, Callable[[Settings, Doer], int]] = {
+LAUNCHERS: dict[str, Callable[[Settings, Executor], int]] = {
     "queued-resource": queued_resource,
     "jobset": jobset,
     "slurm": slurm,
@@ -487,16 +571,17 @@ LAUNCHERS: dict[str, Callable[[Settings, Doer], int]] = {
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser; the help of options is the docstring of `Settings`."""
     made = argparse.ArgumentParser(
         prog="python -m tpu.launch",
-        usage="%(prog)s LAUNCHER --stage STAGE [options] [-- the program's arguments]",
+        usage="%(prog)s LAUNCHER --stage STAGE [options] [-- arguments of the program]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     made.add_argument("launcher", choices=LAUNCHERS)
     made.add_argument("--stage", choices=STAGES, required=True)
-    made.add_argument("--yes", action="store_true", help="do it; otherwise it is only printed")
+    made.add_argument("--yes", action="store_true", help="execute; without it, print only")
     made.add_argument("--dry_run", action="store_true", help="print only (the default)")
     attribute = re.compile(r"^      ([\w, ]+): ([^\n]+(?:\n        [^\n]+)*)", re.MULTILINE)
     described = attribute.findall(Settings.__doc__ or "")
@@ -518,24 +603,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the command line; return the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     given = vars(parser().parse_args(arguments[:split]))
     yes, dry_run = given.pop("yes"), given.pop("dry_run")
     try:
         if yes and dry_run:
-            raise LaunchError("--yes or --dry_run, not both")
+            raise LaunchError("give --yes or --dry_run, not both")
         settings = Settings(**given, arguments=tuple(arguments[split + 1 :]))
-        status = LAUNCHERS[settings.launcher](settings, Doer() if yes else Teller())
+        check_program(settings)
+        status = LAUNCHERS[settings.launcher](settings, Executor() if yes else DryRun())
     except (LaunchError, TopologyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what runs on the machines goes on; see --stage status", file=sys.stderr)
+        say("interrupted: jobs on the machines go on; see --stage status", error=True)
         return 130
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     if not yes:
-        print("# nothing was done; add --yes to do it")
+        say("# nothing was executed; add --yes to execute")
     return status
 
 

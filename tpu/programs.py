@@ -1,8 +1,8 @@
-"""The programs that are compiled: those that train.py and the scoring engine run, for a mesh alone.
+"""Programs of train.py and of the scoring engine, lowered for a mesh without devices.
 
-- Nothing is rebuilt here: the training step and its jit are train.py's, the scoring steps those of
-  pruning/scorers, traced as pruning/scoring/device.py traces them.
-- Arrays are shapes with shardings on the topology's devices; no number exists.
+- Nothing is reimplemented: the training step and its jit come from train.py, the scoring steps from
+  the scorers, traced by the code that the scoring engine uses.
+- Arrays are represented by shapes with shardings on the devices of a topology.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import dataclasses
 import functools
 from typing import Any
 
-from tpu.chips import Topology
+from tpu import targets
 
 PROGRAMS = ("train", "ask_llm", "likelihood")
-# Positions of a row where none are given: encoder, decoder. Training: T5's span corruption of 512
-# tokens. Ask-LLM: one document a row, and the one position that answers. Likelihood: one window of
-# the estimator "prefix".
+# Default positions of a row: encoder, decoder. Training: span corruption of 512 tokens, as in T5.
+# Ask-LLM: one document per row and its answer position. Likelihood: one window of the estimator
+# "prefix".
 LENGTHS = {"train": (512, 114), "ask_llm": (512, 1), "likelihood": (128, 384)}
 
 
 class ProgramError(ValueError):
-    """These settings make no program."""
+    """Settings for which there is no program."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One program for one machine: what a cell of the table is.
+class Variant:
+    """A variant of a program: a model, batch, mesh and settings on a topology.
 
     Attributes:
-      topology: such as "v5e:16x16".
-      model: a published size (models/config.py).
+      topology: topology of the slice, such as "v5e:16x16", or GPUs of a machine, "h100:8".
+      model: name of a published size (models/published.py).
       program: "train", "ask_llm" or "likelihood".
       batch: rows of the global batch.
-      input_length, target_length: positions of a row, encoder and decoder; 0: the program's usual.
-        A decoder-only model has the latter alone.
-      fsdp, tensor: mesh axes; the remaining chips are data-parallel.
-      settings: fields of the model's configuration to change, as (name, value).
-      train: settings of train.py's TrainConfig, likewise.
-      options: of the compiler, likewise.
-      kernels: cycles of Pallas kernels that are not to be counted, likewise.
+      input_length, target_length: encoder and decoder positions of a row; 0 selects the default of
+        the program. A decoder-only model uses target_length alone.
+      fsdp, tensor: sizes of these mesh axes; the remaining chips are data-parallel.
+      settings: changes to the model's configuration, as (name, value).
+      train: settings of train.py's TrainConfig, as (name, value).
+      options: compiler options, as (name, value).
+      kernels: cycles of Pallas kernels whose schedule cannot be counted, as (name, cycles).
     """
 
     topology: str
@@ -58,14 +58,16 @@ class Cell:
     def __post_init__(self):
         if self.program not in PROGRAMS:
             raise ProgramError(f"no program {self.program!r}: give one of {', '.join(PROGRAMS)}")
-        chips = Topology.parse(self.topology).chips
+        chips = targets.parse(self.topology).chips
         if chips % (self.fsdp * self.tensor):
             raise ProgramError(
                 f"fsdp={self.fsdp} x tensor={self.tensor} does not divide {chips} chips"
             )
         rows = chips // self.tensor
         if self.batch % rows:
-            raise ProgramError(f"batch={self.batch} is no multiple of {rows}, the chips / tensor")
+            raise ProgramError(
+                f"batch={self.batch} is not a multiple of {rows}, the number of chips / tensor"
+            )
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -74,78 +76,74 @@ class Cell:
 
     @property
     def mesh_axes(self) -> dict[str, int]:
-        chips = Topology.parse(self.topology).chips
+        chips = targets.parse(self.topology).chips
         data = chips // (self.fsdp * self.tensor)
         return {"data": data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
-def model_of(cell: Cell) -> Any:
-    """The `models.model.Model`: bfloat16 unless the cell says otherwise."""
-    from models.config import NAMED
+def model_of(variant: Variant) -> Any:
+    """Return the `models.model.Model` of a variant; computes in bfloat16 by default."""
     from models.model import Model
+    from models.published import NAMED
 
-    if cell.model not in NAMED:
-        raise ProgramError(f"no model {cell.model!r}; known: {', '.join(sorted(NAMED))}")
-    changes = {"dtype": "bfloat16"} | dict(cell.settings)
-    if cell.program == "train":
-        changes = {"dropout_rate": 0.0, "remat": "projections"} | changes  # pretraining's
-    shape = NAMED[cell.model]
+    if variant.model not in NAMED:
+        raise ProgramError(f"no model {variant.model!r}; known: {', '.join(sorted(NAMED))}")
+    changes = {"dtype": "bfloat16"} | dict(variant.settings)
+    if variant.program == "train":
+        changes = {"dropout_rate": 0.0, "remat": "projections"} | changes  # as in pretraining
+    shape = NAMED[variant.model]
     if unknown := sorted(changes.keys() - {field.name for field in dataclasses.fields(shape)}):
-        raise ProgramError(f"{cell.model} has no settings {', '.join(unknown)}")
+        raise ProgramError(f"{variant.model} has no settings {', '.join(unknown)}")
     return Model(dataclasses.replace(shape, **changes))
 
 
-def batch_shapes(cell: Cell, family: str) -> dict[str, tuple[int, int]]:
-    """Feature -> shape of the global batch."""
-    inputs, targets = ((cell.batch, length) for length in cell.lengths)
+def batch_shapes(variant: Variant, has_encoder: bool) -> dict[str, tuple[int, int]]:
+    """Return the shape of each feature of the global batch."""
+    inputs, targets = ((variant.batch, length) for length in variant.lengths)
     decoder = ["decoder_input_tokens"]
-    if cell.program == "train":
+    if variant.program == "train":
         encoder = ["encoder_input_tokens"]
         decoder += ["decoder_target_tokens", "decoder_loss_weights"]
-        if family == "decoder":
+        if not has_encoder:
             decoder += ["decoder_segment_ids"]
     else:
         encoder = ["encoder_input_tokens", "encoder_segment_ids"]
         decoder += ["decoder_segment_ids"]
-        if cell.program == "likelihood":
+        if variant.program == "likelihood":
             decoder += ["decoder_target_tokens"]
-    if family == "decoder":
-        if cell.program == "ask_llm":
+    if not has_encoder:
+        if variant.program == "ask_llm":
             shapes = dict.fromkeys(decoder, inputs)
             return shapes | {"answer_segment_ids": targets}
         return dict.fromkeys(decoder, targets)
     return dict.fromkeys(encoder, inputs) | dict.fromkeys(decoder, targets)
 
 
-def lower(cell: Cell, mesh: Any) -> Any:
-    """The traced program (`jax.stages.Lowered`) on a mesh; `.compile()` is what remains."""
-    return (_lower_train if cell.program == "train" else _lower_score)(cell, mesh)
+def trace(variant: Variant, mesh: Any) -> Any:
+    """Return the program traced for a mesh (`jax.stages.Traced`), to be lowered and compiled."""
+    return (_trace_train if variant.program == "train" else _trace_score)(variant, mesh)
 
 
-def model_flops(cell: Cell) -> float:
-    """FLOPs of a step by models/flops.py: of the plain model, however the program computes it."""
+def model_flops(variant: Variant) -> float:
+    """Return the FLOPs of a step by the plain model (models/flops.py)."""
     from models import flops
 
-    config = model_of(cell).config
-    shapes: Any = batch_shapes(cell, config.family)
-    count = flops.training_flops if cell.program == "train" else flops.forward_flops
-    total = count(config, shapes)
-    if "answer_segment_ids" in shapes:  # logits at the answers only
-        head = 2 * config.d_model * config.vocab_size
-        total -= head * cell.batch * (cell.lengths[0] - cell.lengths[1])
-    return total
+    config = model_of(variant).config
+    shapes: Any = batch_shapes(variant, config.has_encoder)
+    count = flops.training_flops if variant.program == "train" else flops.forward_flops
+    return count(config, shapes)
 
 
-def _lower_train(cell: Cell, mesh: Any) -> Any:
+def _trace_train(variant: Variant, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
     import train
     from models import partitioning
 
-    model = model_of(cell)
+    model = model_of(variant)
     settings: dict[str, Any] = {"output": "", "data": None, "steps": 1, "model": model.config}
-    config = train.TrainConfig(**settings, **dict(cell.train))
+    config = train.TrainConfig(**settings, **dict(variant.train))
     optimizer = train.make_optimizer(config, model)
     rules = partitioning.override(partitioning.RULES, config.rules)
     state = train.abstract_state(model, optimizer, mesh, rules)
@@ -155,23 +153,23 @@ def _lower_train(cell: Cell, mesh: Any) -> Any:
         name: jax.ShapeDtypeStruct(
             shape, jnp.float32 if name.endswith("weights") else jnp.int32, sharding=rows
         )
-        for name, shape in batch_shapes(cell, model.config.family).items()
+        for name, shape in batch_shapes(variant, model.config.has_encoder).items()
     }
     with partitioning.use(mesh, rules):
         step = train.make_train_step(config, model, optimizer)
-        return train.compiled(config, step, shardings, mesh).lower(state, batch)
+        return train.compiled(config, step, shardings, mesh).trace(state, batch)
 
 
-def _lower_score(cell: Cell, mesh: Any) -> Any:
+def _trace_score(variant: Variant, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
     from models import partitioning
-    from pruning.scorers.ask_llm import answer_log_probabilities
-    from pruning.scorers.likelihood import token_nll
-    from pruning.scoring import device
+    from pruning.scores.model import device
+    from pruning.scores.model.ask_llm import answer_log_probabilities
+    from pruning.scores.model.likelihood import token_nll
 
-    model = model_of(cell)
+    model = model_of(variant)
     params = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(
             shape.shape, jnp.dtype(model.config.dtype), sharding=sharding
@@ -179,9 +177,10 @@ def _lower_score(cell: Cell, mesh: Any) -> Any:
         model.shapes(),
         partitioning.param_shardings(model, mesh),
     )
-    if cell.program == "ask_llm":
-        yes_and_no = ((4273,), (150,))  # T5's ids; which they are changes nothing
+    if variant.program == "ask_llm":
+        # T5's ids of "yes" and "no"; the cost of the program does not depend on them.
+        yes_and_no = ((4273,), (150,))
         step = functools.partial(answer_log_probabilities, model, answers=yes_and_no)
     else:
         step = functools.partial(token_nll, model)
-    return device.lowered(step, params, mesh, batch_shapes(cell, model.config.family))
+    return device.traced(step, params, mesh, batch_shapes(variant, model.config.has_encoder))

@@ -1,19 +1,19 @@
 #!/bin/bash
-# Runs one command until it is done; every launcher on virtual machines uses it.
+# Runs a command until it is done. Used on virtual machines.
 #
 #   worker.sh NAME FAILURES COMMAND...
 #
-# Exit code 0: done. 75 (stopped in good order, as preemption asks for): started again at once. Any
-# other: started again after a while, at most FAILURES times in all. Output goes to logs/NAME.log,
-# how it stands to logs/NAME.status: "running", "done", or "failed CODE". A second worker of the same
-# name refuses to start. SIGTERM is handed on, and ends the loop after the command.
+# Exit code 0: done. 75 (stopped on request, as on preemption): restart at once. Any other code:
+# restart after a delay, at most FAILURES times in total. Output goes to logs/NAME.log, the state to
+# logs/NAME.status: "running", "done", or "failed CODE". A second worker of the same name refuses to
+# start. SIGTERM is forwarded to the command and ends the loop.
 set -u
 name=$1 allowed=$2
 shift 2
 mkdir -p logs
 exec 9>"logs/$name.lock"
 if ! flock --nonblock 9; then
-    echo "$name is running here already: see logs/$name.log" >&2
+    echo "$name is already running on this machine: see logs/$name.log" >&2
     exit 1
 fi
 exec >>"logs/$name.log" 2>&1
@@ -33,7 +33,7 @@ while true; do
     child=$!
     wait "$child"
     code=$?
-    # A signal ends the first wait; the command is still saving.
+    # A signal ends the first wait while the command is still saving.
     while kill -0 "$child" 2>/dev/null; do
         wait "$child"
         code=$?

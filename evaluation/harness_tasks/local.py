@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from evaluation.errors import EvaluationError
+
 Document = dict[str, Any]
 
 
@@ -30,7 +32,7 @@ def documents(
     hold_out: int = 0,
     **unused: Any,
 ) -> dict[str, Any]:
-    """Reads the splits of a task.
+    """Read the splits of a task.
 
     Args:
       files: split -> path, absolute or relative to `data`.
@@ -43,7 +45,7 @@ def documents(
 
     Raises:
       FileNotFoundError: naming the file, and how to say where it is.
-      ValueError: a file that cannot be read.
+      EvaluationError: a file that cannot be read.
     """
     import datasets
 
@@ -56,7 +58,7 @@ def documents(
 
 @functools.lru_cache(maxsize=256)
 def _content(path: Path) -> tuple[str, bytes]:
-    """Name and bytes of a file, or of a member of an archive."""
+    """Return name and bytes of a file or of an archive's member."""
     archive, _, member = str(path).partition("::")
     if not Path(archive).is_file():
         raise FileNotFoundError(
@@ -76,14 +78,14 @@ def _content(path: Path) -> tuple[str, bytes]:
 
 @functools.lru_cache(maxsize=2)
 def _members(archive: str) -> dict[str, bytes]:
-    """All files of an archive: it is read once, not once for each of its members."""
+    """Return all files of an archive, which is read once for all its members."""
     with tarfile.open(archive) as tar:
         opened = ((member.name, tar.extractfile(member)) for member in tar)
         return {name: file.read() for name, file in opened if file is not None}
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> list[Document]:
-    """The documents of one file, in order."""
+    """Return the documents of one file, in order."""
     name, content = _content(path)
     try:
         text = content.decode("utf-8-sig")
@@ -96,13 +98,13 @@ def read(path: Path, columns: Sequence[str] | None = None) -> list[Document]:
             return list(csv.DictReader(io.StringIO(text), columns))
         if name.endswith(".xml"):
             return [_asdiv(problem) for problem in ElementTree.fromstring(text).iter("Problem")]
-    except (ValueError, KeyError, ElementTree.ParseError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
-    raise ValueError(f"{path}: not one of .jsonl, .json, .csv, .xml (or those with .gz).")
+    except (ValueError, KeyError, RecursionError, ElementTree.ParseError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}.") from error
+    raise EvaluationError(f"{path}: not one of .jsonl, .json, .csv, .xml (or those with .gz).")
 
 
 def _asdiv(problem: ElementTree.Element) -> Document:
-    """A word problem: its text, its formula as the chain of thought, its answer without unit."""
+    """Return a word problem: text, formula as chain of thought, answer without unit."""
 
     def text(tag: str) -> str:
         return (problem.findtext(tag) or "").strip()

@@ -1,13 +1,13 @@
-"""The numbers as pictures: matplotlib figures, inlined as SVG and saved as SVG and PNG files.
+"""Charts: matplotlib figures, inlined as SVG in the page and saved as SVG and PNG files.
 
 Choices
-- Every panel is a figure of its own, of a phone's width. The page lays them side by side where
-  there is room, so that no letter is ever too small to read.
-- A sampler has one colour and one marker in all charts (`Palette`); the full data is a dashed line
-  in the colour of the text, random is grey. The rest are told apart by colour-blind readers (Okabe
-  and Ito 2008, darkened a little) and hold on white and on black.
-- In the page, text and rules take the page's own colours, so that a dark page has light letters.
-  Text stays text: it can be searched and read aloud.
+- Every panel is a figure of a phone's width. The page puts panels side by side where there is room,
+  so text is never scaled down.
+- A sampler has one color and one marker in all charts (`Palette`). The full data is a dashed line
+  in the text color, random is gray. The other colors suit color-blind readers (Okabe and Ito 2008,
+  slightly darkened), on white and on black.
+- In the page, text and rules take the page's colors, so a dark page has light letters. Text stays
+  text: it can be searched, and read by screen readers.
 - The same input gives the same bytes.
 """
 
@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.agreement import Agreement
-from evaluation.plan import FULL
 from evaluation.report.comparison import Cell, Sizes, pareto
-from evaluation.report.results import RANDOM
+from evaluation.statistics.rank_agreement import Agreement
+from evaluation.study.plan import FULL, RANDOM
 
 INK, RULE, PAPER = "#23272e", "#c9ccd1", "#fefefe"
 _GREY = "#868c96"
@@ -37,7 +36,7 @@ _WIDTH = 4.3  # inches
 
 @dataclasses.dataclass(frozen=True)
 class Palette:
-    """Colours and markers of the samplers, and the words for them."""
+    """Colors and markers of the samplers, and their titles."""
 
     titles: Mapping[str, str]  # sampler -> title, in order
 
@@ -53,12 +52,14 @@ class Palette:
         if sampler in (FULL, RANDOM):
             return {FULL: "*", RANDOM: "o"}[sampler]
         again, place = divmod(self._place(sampler), len(_COLOURS))
-        return _MARKERS[(place + 3 * again) % len(_MARKERS)]  # a colour comes back, a pair does not
+        return _MARKERS[
+            (place + 3 * again) % len(_MARKERS)
+        ]  # colors repeat, pairs of color and marker do not
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A drawn panel: its file name without suffix, what it shows in a sentence, its inline SVG."""
+    """A drawn panel: its file name without suffix, a sentence that describes it, its inline SVG."""
 
     name: str
     description: str
@@ -73,7 +74,7 @@ def draw(
     height: float = 3.1,
     width: float = _WIDTH,
 ) -> Chart:
-    """Draws one panel and saves it as <directory>/<name>.svg and .png.
+    """Draw one panel and save it as <directory>/<name>.svg and .png.
 
     Args:
       paint: draws on the matplotlib axes that it is given.
@@ -83,7 +84,8 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE | {"svg.hashsalt": name}):
+    style: Any = _STYLE | {"svg.hashsalt": name}  # rc_context lists its keys as literals
+    with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure.add_subplot())
@@ -91,8 +93,9 @@ def draw(
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"{name}.svg").write_text(drawn.getvalue())
-        png = {"dpi": 200, "facecolor": PAPER, "metadata": {"Software": None}}
-        figure.savefig(directory / f"{name}.png", **png)
+        figure.savefig(
+            directory / f"{name}.png", dpi=200, facecolor=PAPER, metadata={"Software": None}
+        )
     return Chart(name, description, inlined(drawn.getvalue(), name, description))
 
 
@@ -124,11 +127,11 @@ _STYLE: dict[str, Any] = {
 
 
 def inlined(svg: str, name: str, description: str) -> str:
-    """A matplotlib SVG made fit to stand in a page beside others of its kind."""
+    """Return a matplotlib SVG that can be inlined in a page beside others."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    # Names of elements are the document's: two charts must not share them.
+    # Element ids are global in a document: two charts must not share one.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
     svg = re.sub(r"font-family: [^;\"]*; ?", "", svg)  # the page's letters
@@ -141,14 +144,14 @@ def inlined(svg: str, name: str, description: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Panels. Each returns what `draw` wants as `paint`.
+# Panels. Each returns a function for `draw`'s argument `paint`.
 
 
 def quality(cells: Sequence[Cell], evaluation: str, palette: Palette) -> Callable[[Any], None]:
-    """Loss against the share of the tokens kept; lower is better. Broad and grey the Pareto front.
+    """Return a plot of loss against share of tokens kept, with the Pareto front as a broad line.
 
-    The intervals are those of the difference to the full data, where there is one: how the
-    difficulty of the documents might have come out is the same for all.
+    Intervals are those of the difference to the full data, if there is one: the variance between
+    documents is common to all.
     """
 
     def paint(axes: Any) -> None:
@@ -200,7 +203,7 @@ def quality(cells: Sequence[Cell], evaluation: str, palette: Palette) -> Callabl
 def differences(
     cells: Sequence[Cell], evaluation: str, palette: Palette, label: Callable[[Cell], str]
 ) -> Callable[[Any], None]:
-    """Loss minus the full data's, cell by cell, with intervals; best at the top."""
+    """Return a plot of differences to the full data with intervals, best at the top."""
 
     def paint(axes: Any) -> None:
         rows = sorted(
@@ -225,7 +228,7 @@ def differences(
 def curves(
     cells: Sequence[Cell], evaluation: str, keep_rate: float, palette: Palette
 ) -> Callable[[Any], None]:
-    """Evaluation loss during training, at one keep-rate; the first seed of each cell."""
+    """Return a plot of evaluation loss during training at one keep-rate, first seeds only."""
 
     def paint(axes: Any) -> None:
         lowest, highest = np.inf, -np.inf
@@ -250,7 +253,7 @@ def curves(
 
 
 def sizes(found: Sizes, palette: Palette) -> Callable[[Any], None]:
-    """Loss against the size of the model, and the fitted curves as far as they are extrapolated."""
+    """Return a plot of loss against model size, with extrapolated points."""
 
     def paint(axes: Any) -> None:
         for name, losses in found.losses.items():
@@ -285,7 +288,7 @@ class Window:
 
 
 def histogram(values: np.ndarray, label: str, windows: Sequence[Window]) -> Callable[[Any], None]:
-    """The distribution of a score over the documents, and what selections took of it.
+    """Return a histogram of a score, with the intervals that selections kept.
 
     Args:
       values: [documents], without NaN.
@@ -321,7 +324,7 @@ def histogram(values: np.ndarray, label: str, windows: Sequence[Window]) -> Call
 def matrix(
     values: np.ndarray, titles: Sequence[str], lowest: float = -1.0
 ) -> Callable[[Any], None]:
-    """A symmetric matrix of agreement in [lowest, 1], with its numbers in it."""
+    """Return a plot of a symmetric matrix of agreement in [lowest, 1] with its values."""
 
     def paint(axes: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
@@ -348,7 +351,7 @@ def matrix(
 
 
 def agreement_panels(table: Agreement) -> list[tuple[str, str, np.ndarray, float]]:
-    """Name, title, matrix and lowest value of the panels that show an agreement."""
+    """Return name, title, matrix and lowest value of the agreement panels."""
     return [
         ("kendall", "Kendall's tau-b", table.kendall, -1.0),
         ("spearman", "Spearman's rho", table.spearman, -1.0),

@@ -1,29 +1,32 @@
-"""What the runs say of each other: losses with intervals, differences, steps to reach.
+"""Comparisons of runs: losses with intervals, differences, steps to a given loss.
 
 Pure functions of the results (report/results.py).
 
 Choices
 - A cell of the study is a sampler at a keep-rate; its seeds are averaged document by document.
 - Differences to the full data and to random are paired by documents and by seeds
-  (significance.py). One counts where its 95% interval excludes zero and its p-value is below 5%
-  after Holm's correction for all cells of the table.
-- Models of other sizes stand apart: what they say is over-scaling, effective size and the
-  extrapolation, per evaluation set.
+  (significance.py). A difference is significant if its 95% interval excludes zero and its p-value
+  is below 5% after Holm's correction for all cells of the table.
+- Models of other sizes are compared separately, per evaluation set: over-scaling, effective size
+  and extrapolation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation import bootstrap, scaling, significance
+from evaluation.errors import EvaluationError
 from evaluation.perplexity import Losses
-from evaluation.plan import FULL
-from evaluation.report.results import RANDOM, Curve, Run
-from evaluation.significance import Estimate
+from evaluation.report.results import Curve, Floor, Run
+from evaluation.statistics import bootstrap, power_laws, significance
+from evaluation.statistics.significance import Estimate
+from evaluation.study.plan import FULL, RANDOM
+
+_UNEQUAL = 0.05  # p-value of the test for equal variance below which cells count as uneven
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Measures:
     to_full: Estimate | None  # loss minus that of the full data; None for the full data itself
     to_random: Estimate | None  # minus that of random at the same keep-rate
     by_seed: tuple[float, ...]
+    below_floor: bool | None  # surely below the unigram floor; None where there is no floor
     steps_to_full: float | None  # see steps_to_reach
 
     @property
@@ -65,13 +69,84 @@ class Cell:
         return float(np.mean([run.epochs for run in self.runs]))
 
     def score(self, tasks: str) -> tuple[float, float | None]:
-        """Of a set of tasks: the mean over tasks and seeds, and the deviation between seeds."""
-        scores = [float(np.mean(list(run.tasks[tasks].values()))) for run in self.runs]
-        return float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+        """Return the mean score over tasks and seeds, and the deviation between seeds."""
+        return _over_seeds([run.tasks[tasks] for run in self.runs])
+
+    def answer(self, tasks: str) -> tuple[float, float | None] | None:
+        """Return the same of the right answers' log-likelihood; None where it was not measured."""
+        found = [run.answers.get(tasks) for run in self.runs]
+        measured = [one for one in found if one]
+        return _over_seeds(measured) if len(measured) == len(found) else None
 
 
-def compare(runs: Sequence[Run], evaluations: Sequence[str]) -> list[Cell]:
-    """The cells of a study, the full data first, then by keep-rate and in the order of samplers.
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Variance of training on one evaluation set, pooled over equally noisy cells.
+
+    Attributes:
+      error: of a single training.
+      cells, seeds: size of the table that it is estimated from.
+      uneven: sampler and keep-rate of the cells left out for being noisier.
+    """
+
+    error: significance.SeedError
+    cells: int
+    seeds: int
+    uneven: tuple[tuple[str, float], ...] = ()
+
+    def detectable(self, seeds: int) -> float:
+        """Return the smallest difference of two cells that one comparison can tell from zero."""
+        from scipy import stats
+
+        deviation = (2 * self.error.variance / seeds) ** 0.5
+        return float(stats.t.ppf(0.975, self.error.freedom)) * deviation
+
+
+def noise(runs: Sequence[Run], evaluation: str) -> Noise | None:
+    """Return the variance of training, or None where no selection was trained twice.
+
+    The table holds the cells that have at least two seeds, at the seeds that all of them have. So a
+    study with one seed per sampler can repeat its random and full-data runs alone
+    (Study.noise_seeds). The noisiest cell is left out until the rest pass as equally noisy.
+    """
+    groups: dict[tuple[str, float], dict[int, float]] = {}
+    for run in runs:
+        group = groups.setdefault((run.sampler, run.keep_rate), {})
+        group[run.seed] = run.losses[evaluation].per_token
+    shared = set.intersection(*(set(group) for group in groups.values())) if groups else set()
+    if len(shared) < 2:
+        groups = {key: group for key, group in groups.items() if len(group) > 1}
+        shared = set.intersection(*(set(group) for group in groups.values())) if groups else set()
+    keys = list(groups)
+    uneven: list[tuple[str, float]] = []
+    while len(keys) > 1 and len(shared) > 1:
+        losses = np.array([[groups[key][seed] for seed in sorted(shared)] for key in keys])
+        equal = significance.equal_variance(losses)
+        if equal is None or equal.p >= _UNEQUAL:
+            error = significance.block_error(losses)
+            assert error is not None
+            return Noise(error, len(keys), len(shared), tuple(uneven))
+        uneven.append(keys.pop(equal.noisiest))
+    return None
+
+
+def _over_seeds(tasks: Sequence[Mapping[str, float]]) -> tuple[float, float | None]:
+    means = [float(np.mean(list(one.values()))) for one in tasks]
+    return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+
+def compare(
+    runs: Sequence[Run],
+    evaluations: Sequence[str],
+    floors: Mapping[str, Sequence[Floor]] | None = None,
+) -> list[Cell]:
+    """Return the cells of a study: the full data, then by keep-rate in the order of samplers.
+
+    A difference is tested only where the variance of training is known and both models are below
+    the unigram floor; elsewhere it has no p-value.
+
+    Args:
+      floors: by evaluation set, the unigram model first.
 
     Raises:
       ValueError: two runs were evaluated on different documents.
@@ -82,19 +157,20 @@ def compare(runs: Sequence[Run], evaluations: Sequence[str]) -> list[Cell]:
     keys = sorted(groups, key=lambda key: (key[0] != FULL, -key[1]))  # stable: samplers in order
     measures: dict[tuple[str, float], dict[str, Measures]] = {key: {} for key in keys}
     for evaluation in evaluations:
-        for key, found in _measures(groups, evaluation).items():
+        floor = next(iter((floors or {}).get(evaluation, ())), None)
+        for key, found in _measures(groups, evaluation, floor).items():
             measures[key][evaluation] = found
     return [Cell(*key, tuple(groups[key]), measures[key]) for key in keys]
 
 
 def _measures(
-    groups: dict[tuple[str, float], list[Run]], evaluation: str
+    groups: dict[tuple[str, float], list[Run]], evaluation: str, floor: Floor | None
 ) -> dict[tuple[str, float], Measures]:
     keys = list(groups)
     losses = [_mean([run.losses[evaluation] for run in groups[key]]) for key in keys]
     for key, found in zip(keys, losses, strict=True):
         if not np.array_equal(found.doc_id, losses[0].doc_id):
-            raise ValueError(
+            raise EvaluationError(
                 f"{key[0]} at {key[1]} and {keys[0][0]} at {keys[0][1]} were evaluated on "
                 f"different documents of {evaluation}."
             )
@@ -107,24 +183,36 @@ def _measures(
     bits_drawn = bootstrap.ratios(bits, length)
 
     full = next((i for i, key in enumerate(keys) if key[0] == FULL), None)
-    error = _seed_error(list(groups.values()), evaluation)
+    found_noise = noise([run for group in groups.values() for run in group], evaluation)
+    uneven = found_noise.uneven if found_noise else ()
+
+    def error(*pair: int) -> significance.SeedError | None:
+        noisy = any(keys[k] in uneven for k in pair)
+        return None if found_noise is None or noisy else found_noise.error
+
+    below = [_below(floor, nats[i], tokens[i]) for i in range(len(keys))]
     result = {}
     for i, key in enumerate(keys):
         same_rate = [j for j, other in enumerate(keys) if other == (RANDOM, key[1])]
         to_full = to_random = None
         if full is not None and i != full:
             to_full = _difference(
-                groups[key], groups[keys[full]], evaluation, drawn[[i, full]], error
+                groups[key], groups[keys[full]], evaluation, drawn[[i, full]], error(i, full)
             )
+            to_full = _tested(to_full, below[i], below[full])
         if same_rate and same_rate[0] != i:
             j = same_rate[0]
-            to_random = _difference(groups[key], groups[keys[j]], evaluation, drawn[[i, j]], error)
+            to_random = _difference(
+                groups[key], groups[keys[j]], evaluation, drawn[[i, j]], error(i, j)
+            )
+            to_random = _tested(to_random, below[i], below[j])
         result[key] = Measures(
             loss=significance.of_draws(values[i], drawn[i]),
             bits_per_byte=significance.of_draws(bits[i].sum() / length[i].sum(), bits_drawn[i]),
             to_full=to_full,
             to_random=to_random,
             by_seed=tuple(run.losses[evaluation].per_token for run in groups[key]),
+            below_floor=below[i],
             steps_to_full=None
             if full is None
             else _steps_to_full(groups[key], groups[keys[full]], evaluation),
@@ -136,12 +224,27 @@ def _measures(
     return result
 
 
+def _below(floor: Floor | None, nats: np.ndarray, tokens: np.ndarray) -> bool | None:
+    """Return whether the 95% interval of loss minus floor lies below zero."""
+    if floor is None:
+        return None
+    if not np.array_equal(floor.tokens, tokens):
+        raise EvaluationError(f"{floor.title} and the models were evaluated on different tokens.")
+    drawn = bootstrap.ratios(np.stack([nats - floor.nats]), tokens[None])[0]
+    return bootstrap.interval(drawn)[1] < 0
+
+
+def _tested(difference: Estimate, *below: bool | None) -> Estimate:
+    """Return a difference without its p-value if one of the models is not below the floor."""
+    return dataclasses.replace(difference, p=None) if False in below else difference
+
+
 def _mean(losses: Sequence[Losses]) -> Losses:
-    """The losses averaged over seeds, document by document."""
+    """Return the losses averaged over seeds, document by document."""
     first = losses[0]
     for other in losses:
         if not np.array_equal(other.doc_id, first.doc_id):
-            raise ValueError("the seeds of one cell were evaluated on different documents.")
+            raise EvaluationError("the seeds of one cell were evaluated on different documents.")
     return dataclasses.replace(first, nats=np.mean([found.nats for found in losses], axis=0))
 
 
@@ -152,17 +255,17 @@ def _difference(
     drawn: np.ndarray,
     error: significance.SeedError | None,
 ) -> Estimate:
-    """The difference of two cells. Args: drawn: [2, resamples], of their losses over all seeds."""
+    """Return the difference of two cells. Args: drawn: [2, resamples], losses over all seeds."""
     losses = [{run.seed: run.losses[evaluation].per_token for run in runs} for runs in (one, other)]
     seeds = sorted(losses[0].keys() & losses[1].keys())
     if not seeds:
-        raise ValueError(f"{one[0].sampler} and {other[0].sampler} have no seed in common.")
+        raise EvaluationError(f"{one[0].sampler} and {other[0].sampler} have no seed in common.")
     a, b = ([found[seed] for seed in seeds] for found in losses)
     return significance.paired(a, b, drawn[0], drawn[1], error)
 
 
 def _seed_error(groups: Sequence[Sequence[Run]], evaluation: str) -> significance.SeedError | None:
-    """How trainings vary, from all cells; None where these have not all the same seeds."""
+    """Return the variance of training over all cells; None where their seeds differ."""
     tables = [{run.seed: run.losses[evaluation].per_token for run in group} for group in groups]
     seeds = sorted(tables[0])
     if len(seeds) < 2 or any(sorted(table) != seeds for table in tables):
@@ -172,7 +275,7 @@ def _seed_error(groups: Sequence[Sequence[Run]], evaluation: str) -> significanc
 
 
 def _steps_to_full(runs: Sequence[Run], full: Sequence[Run], evaluation: str) -> float | None:
-    """Steps to reach the full-data run of the same seed, averaged; None when a seed misses."""
+    """Return mean steps to the loss of the same seed's full-data run; None if a seed misses it."""
     goals = {run.seed: run.curves[evaluation].loss[-1] for run in full if evaluation in run.curves}
     needed = [
         steps_to_reach(run.curves[evaluation], goals[run.seed])
@@ -185,7 +288,7 @@ def _steps_to_full(runs: Sequence[Run], full: Sequence[Run], evaluation: str) ->
 
 
 def pareto(cells: Sequence[Cell], evaluation: str) -> list[Cell]:
-    """The cells that no other one beats: less data or a lower loss. From little data to much."""
+    """Return the Pareto front of share kept and loss, in ascending order of share."""
     front: list[Cell] = []
     loss = {id(cell): cell.measures[evaluation].loss.value for cell in cells}
     for cell in sorted(cells, key=lambda cell: (cell.share_kept, loss[id(cell)])):
@@ -195,7 +298,7 @@ def pareto(cells: Sequence[Cell], evaluation: str) -> list[Cell]:
 
 
 def steps_to_reach(curve: Curve, goal: float) -> float | None:
-    """The step at which a loss curve first comes down to `goal`, or None when it never does.
+    """Return the step at which a loss curve first reaches `goal`, or None.
 
     Between two evaluations the curve is taken as straight.
 
@@ -217,7 +320,7 @@ def steps_to_reach(curve: Curve, goal: float) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What models of several sizes say, on one evaluation set and at one keep-rate.
+    """Comparison of several model sizes, on one evaluation set at one keep-rate.
 
     Attributes:
       parameters: of the sizes, ascending.
@@ -226,31 +329,37 @@ class Sizes:
         larger size, or no two sizes.
       target: the size, in parameters, that is extrapolated to.
       predicted: sampler -> loss there; of those that were trained at three sizes.
-      wins: sampler -> how often it is the lowest there, over all draws.
+      wins: sampler -> share of all draws in which its loss is the lowest there.
       exponent: of the power laws.
+      ranked_alike: smaller size -> share of the pairs of samplers that it and the largest size rank
+        alike.
+      ranked: number of samplers in `ranked_alike`.
     """
 
     parameters: tuple[int, ...]
     losses: dict[str, tuple[float, ...]]
     over_scaling: dict[str, Estimate]
+    over_scaling_drawn: dict[str, np.ndarray]
     effective_size: dict[str, Estimate]
     target: float
     predicted: dict[str, Estimate]
     wins: dict[str, float]
     exponent: Estimate | None
+    ranked_alike: dict[int, Estimate]
+    ranked: int
 
 
 def sizes(
     runs: Sequence[Run], evaluation: str, keep_rate: float, beyond: float = 10.0, seed: int = 0
 ) -> Sizes | None:
-    """Compares the sizes of the model; None where the study has one only.
+    """Compare model sizes; None where the study has a single size.
 
-    Draws are of documents, and of how trainings go: what moves all trainings of a seed together
-    moves all points of a size, the rest each point by itself. Both are as large as the seeds of the
-    study's own size tell, over the root of how many seeds a point has.
+    Draws are over documents and over training errors. The part of an error that a seed's trainings
+    share moves all points of a size, the rest moves each point by itself. Both variances are
+    estimated from the seeds of the study's own size, and divided by a point's number of seeds.
 
     Args:
-      beyond: how many times the largest size is extrapolated to.
+      beyond: factor from the largest size to the size that is extrapolated to.
     """
     parameters = sorted({run.parameters for run in runs})
     if len(parameters) < 2:
@@ -278,17 +387,19 @@ def sizes(
 
     here = parameters.index(own)
     over: dict[str, Estimate] = {}
+    over_drawn: dict[str, np.ndarray] = {}
     if here + 1 < len(parameters):
         for i, name in enumerate(names):
-            ratio = scaling.over_scaling(
+            ratio = power_laws.over_scaling(
                 values[i, here, None], values[0, here, None], values[0, here + 1, None]
             )
-            drawn = scaling.over_scaling(
+            drawn = power_laws.over_scaling(
                 losses[:, i, here, None], losses[:, 0, here, None], losses[:, 0, here + 1, None]
             )
             over[name] = significance.of_draws(float(ratio), drawn)
+            over_drawn[name] = drawn
     full, full_drawn = (
-        scaling.fit_power_laws(np.array(parameters), x[..., :1, :]) for x in (values, losses)
+        power_laws.fit_power_laws(np.array(parameters), x[..., :1, :]) for x in (values, losses)
     )
     effective = {
         name: significance.of_draws(
@@ -301,43 +412,70 @@ def sizes(
     predicted, wins, exponent = {}, {}, None
     if len(complete) > 1:
         fit, fits = (
-            scaling.fit_power_laws(np.array(parameters), x[..., complete, :])
+            power_laws.fit_power_laws(np.array(parameters), x[..., complete, :])
             for x in (values, losses)
         )
         exponent = significance.of_draws(float(fit.exponent), fits.exponent)
         there, drawn = fit.at(target), fits.at(target)
         for k, i in enumerate(complete):
             predicted[names[i]] = significance.of_draws(there[k], drawn[:, k])
-        wins = dict(zip(predicted, scaling.winners(drawn).tolist(), strict=True))
+        wins = dict(zip(predicted, power_laws.winners(drawn).tolist(), strict=True))
     return Sizes(
         tuple(parameters),
         {name: tuple(row) for name, row in zip(names, values.tolist(), strict=True)},
         over,
+        over_drawn,
         effective,
         target,
         predicted,
         wins,
         exponent,
+        *_ranked_alike(parameters, values, losses),
     )
 
 
-def mean_over_scaling(found: Sequence[Sizes], sampler: str) -> Estimate | None:
-    """Over-scaling as paper A has it, the mean over evaluation sets; None where there is none."""
-    parts = [item.over_scaling[sampler] for item in found if sampler in item.over_scaling]
-    if not parts:
-        return None
-    # The sets have different documents: their errors are taken as independent.
-    value = float(np.mean([item.value for item in parts]))
-    below = sum((item.value - item.low) ** 2 for item in parts) ** 0.5 / len(parts)
-    above = sum((item.high - item.value) ** 2 for item in parts) ** 0.5 / len(parts)
-    return Estimate(value, value - below, value + above)
+def _ranked_alike(
+    parameters: Sequence[int], values: np.ndarray, losses: np.ndarray
+) -> tuple[dict[int, Estimate], int]:
+    """Return the share of pairs ranked alike by smaller size, and the number of samplers ranked.
+
+    Args:
+      values, losses: [samplers, sizes] and [draws, samplers, sizes], the full data first.
+    """
+    rows = [i for i in range(1, len(values)) if np.isfinite(values[i]).all()]
+    if len(rows) < 2:
+        return {}, len(rows)
+    value, drawn = values[rows], losses[:, rows]
+    return {
+        size: significance.of_draws(
+            float(power_laws.pairs_ranked_alike(value[:, i], value[:, -1])),
+            power_laws.pairs_ranked_alike(drawn[..., i], drawn[..., -1]),
+        )
+        for i, size in enumerate(parameters[:-1])
+    }, len(rows)
+
+
+def mean_over_scaling(found: Sequence[Sizes]) -> dict[str, Estimate]:
+    """Return over-scaling averaged over evaluation sets, by sampler (paper A's definition).
+
+    The sets share their trainings, so their errors are not independent: draw by draw the same
+    training errors are used for every set (`sizes` draws them from the same seed), which takes them
+    as fully correlated. Draws of documents are independent between sets.
+    """
+    result = {}
+    for sampler in found[0].over_scaling if found else ():
+        parts = [item for item in found if sampler in item.over_scaling]
+        value = float(np.mean([item.over_scaling[sampler].value for item in parts]))
+        drawn = np.mean([item.over_scaling_drawn[sampler] for item in parts], axis=0)
+        result[sampler] = significance.of_draws(value, drawn)
+    return result
 
 
 def _spread(groups: Sequence[Sequence[Run]], evaluation: str) -> tuple[float, float]:
-    """Standard deviations of one training: of what the trainings of a seed share, and of the rest.
+    """Return standard deviations of one training: of the part shared by a seed, and of the rest.
 
-    Where the cells have not all the same seeds the two cannot be told apart, and all is the rest;
-    with one seed nothing is known, and both are 0.
+    If the cells do not all have the same seeds, the parts cannot be separated: all variance is
+    counted as the rest. With one seed nothing is known, and both are 0.
     """
     squares, freedom = 0.0, 0
     for group in groups:

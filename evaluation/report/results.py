@@ -1,11 +1,12 @@
-"""What a report is made of: a study's results as plain arrays and records.
+"""Results of a study as plain arrays and records.
 
-Nothing here reads (reading.py), decides (comparison.py) or draws (charts.py).
+They are read by reading.py, compared by comparison.py and drawn by charts.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,10 @@ import numpy as np
 
 from evaluation.perplexity import Losses
 
-RANDOM = "random"
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """An evaluation set: how it was chosen, and its size."""
+    """An evaluation set: its title, the rule of its choice, and its size."""
 
     name: str
     title: str
@@ -26,6 +25,32 @@ class Evaluation:
     documents: int
     tokens: int
     n_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Floor:
+    """An n-gram model of the pool's tokens on an evaluation set, document by document.
+
+    Attributes:
+      title: such as "Unigram".
+      nats: float64 [documents], summed over the tokens that the models are evaluated on.
+      tokens: int64 [documents], how many tokens these are.
+      fitted_on: tokens of the pool that were counted.
+    """
+
+    title: str
+    nats: np.ndarray
+    tokens: np.ndarray
+    fitted_on: int
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.per_token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +63,16 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A model trained on a selection, and how it did.
+    """A model trained on a selection, and its results.
 
     Attributes:
       share_kept: of the pool's tokens, realised.
-      epochs: how often the selection was seen.
+      epochs: number of passes over the selection.
       seconds, flops: of its training.
       losses, curves: by evaluation set.
       tasks: set of tasks -> task -> score, 0 to 100.
+      answers: set of tasks -> task -> log-likelihood of the right answer, nats per character; tasks
+        that were evaluated without it are missing.
     """
 
     sampler: str
@@ -63,11 +90,12 @@ class Run:
     losses: Mapping[str, Losses]
     curves: Mapping[str, Curve]
     tasks: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A way of selecting: its name in files, its title, and a sentence on its rule."""
+    """A selection rule: its name in files, its title, and a sentence that describes it."""
 
     name: str
     title: str
@@ -76,13 +104,14 @@ class Sampler:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
-    """The documents that selections were made from, in the order of `doc_id`."""
+class PoolDocuments:
+    """The documents of the pool, in the order of `doc_id`."""
 
     doc_id: np.ndarray  # int64 [documents]
     n_tokens: np.ndarray  # int64 [documents]
     source: np.ndarray  # object [documents]: str or None
     domain: np.ndarray
+    surprisal: np.ndarray  # float64 [documents]: unigram surprisal, nats per token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +120,8 @@ class Score:
 
     Attributes:
       values: float64 [documents], higher is what the scorer calls better; NaN where there is none.
-      axis: what the values are, for the axis of a chart.
-      statuses: how many documents have which status.
+      axis: label of a chart's axis.
+      statuses: status -> number of documents.
     """
 
     name: str
@@ -110,8 +139,8 @@ class Sample:
     Attributes:
       rows: int64 [documents], of the pool.
       text: their beginnings.
-      cut: bool [documents], whether the text goes on.
-      place: where each comes from: its address, or else its domain.
+      cut: bool [documents], whether the text is cut here.
+      place: source of each: its address, or else its domain.
       tokens: index in the sample -> the tokens' texts, and their negative log-likelihoods in nats,
         float64, NaN where there is none.
     """
@@ -139,10 +168,10 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a piece of work took, measured.
+    """Measured cost of a piece of work.
 
     Attributes:
-      cpu_seconds: of all its processes, their start included; None where no note of it is left.
+      cpu_seconds: of all its processes, their start included; None if it was not recorded.
       flops: of the models, counted from their shapes; None for work without one.
       tokens: that a model has read.
     """
@@ -154,16 +183,25 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cascaded:
+    """A cascade of the study: what it promised, found and spent, line by line."""
+
+    name: str
+    lines: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
-    """All that a report is made of."""
+    """Everything that the report of a study shows."""
 
     title: str
     description: str
     caveats: tuple[str, ...]
-    evaluations: tuple[Evaluation, ...]  # the first is the one that the headline speaks of
+    evaluations: tuple[Evaluation, ...]  # the headline is about the first
     samplers: tuple[Sampler, ...]
     runs: tuple[Run, ...]
-    pool: Pool
+    floors: Mapping[str, tuple[Floor, ...]]  # by evaluation set, the unigram model first
+    pool: PoolDocuments
     pool_shards: tuple[int, int]  # shown, in all
     kept: Mapping[tuple[str, float, int], np.ndarray]  # run -> bool [documents of the pool]
     scores: tuple[Score, ...]
@@ -176,5 +214,6 @@ class Results:
     sizes: Mapping[str, str]  # of the model, besides the study's own: name -> title
     tasks: Mapping[str, str]  # sets of tasks: name -> title
     configuration: Mapping[str, Any]
-    provenance: tuple[Mapping[str, str], ...]  # name, kind, digest, path of every artefact
+    cascades: tuple[Cascaded, ...]
+    provenance: tuple[Mapping[str, str], ...]  # name, kind, digest, path of every artifact
     commands: tuple[str, ...]

@@ -3,15 +3,15 @@
     python -m evaluation examples --gin_file=configs/evaluate/examples.gin \\
         --gin.TASKS=glue_v002_proportional --gin.DATA=eval --gin.VOCABULARY=t5.model
 
-leaves Parquet files with `inputs` and `targets` for `@Examples()` (configs/pretrain/finetune.gin).
+writes Parquet files with `inputs` and `targets` for `@Examples()` (configs/pretrain/finetune.gin).
 
 Choices
-- One file a task. train.py draws examples uniformly, so that a task's share is its number of
-  examples: examples-proportional mixing. With a cap, a larger task is represented by `cap` of its
-  examples, those with the smallest hash of (seed, row).
-- EOS is left to `@Examples()`, which ends an encoder's inputs and all targets with it. What is too
-  long loses its end, as in T5, and is counted.
-- The tokens are those of seqio's registered tasks (seqio_tasks.py), which a test compares.
+- There is one file per task. train.py draws examples uniformly, which gives examples-proportional
+  mixing. With a cap, a larger task is represented by `cap` of its examples, those with the smallest
+  hash of (seed, row).
+- `@Examples()` appends EOS to an encoder's inputs and to all targets. Texts that are too long are
+  cut at the end, as in T5, and counted.
+- A test shows that the tokens are those of seqio's registered tasks (seqio_tasks.py).
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evaluation import tokenizers
 from evaluation.tasks import sources
 from evaluation.tasks.suite import TASKS, TaskError, tasks_of
-from pruning import artefact, progress, randomness
-from pruning.artefact import Artefact, Build
-from pruning.vocabulary import Vocabulary
+from pruning.corpus.vocabulary import Vocabulary
+from pruning.scores.model.loading import find_tokenizer
+from pruning.store import progress, randomness
+from pruning.store.artifact import Artifact
+from pruning.store.build import Build
+from pruning.store.manifest import config_of
+from pruning.store.randomness import Stream
 
 NAME = "TaskExamples"
 KIND = "examples"
@@ -44,9 +47,9 @@ class TaskExamplesConfig:
       vocabulary: a SentencePiece file, "bytes", or a corpus.
       output: directory of the examples.
       split: of every task.
-      cap: most examples of a task; None: all.
+      cap: largest number of examples of a task; None: all.
       inputs_length, targets_length: tokens, the EOS to come included.
-      seed: of the choice under a cap.
+      seed: of the examples chosen under a cap.
     """
 
     tasks: tuple[str, ...] | str
@@ -68,7 +71,7 @@ CONFIGURABLES: dict[str, type] = {NAME: TaskExamplesConfig}
 
 
 def run(config: TaskExamplesConfig) -> list[str]:
-    """Makes the examples, or finishes them, and says what they are."""
+    """Make the examples, or finish them, and return lines about them."""
     made = make(config)
     return [
         f"{task}: {found['examples']:,} examples"
@@ -77,21 +80,21 @@ def run(config: TaskExamplesConfig) -> list[str]:
     ] + [f"{made.path}: {made.manifest.rows:,} examples"]
 
 
-def make(config: TaskExamplesConfig) -> Artefact:
-    """The artefact.
+def make(config: TaskExamplesConfig) -> Artifact:
+    """Make and return the artifact.
 
     Raises:
       TaskError: an unknown task, or one without examples to learn from.
       SourceError: its files are not there, or damaged.
     """
     names = tasks_of(config.tasks, training=True)
-    vocabulary = tokenizers.find("", config.vocabulary)
+    vocabulary = find_tokenizer("", config.vocabulary)
     if not isinstance(vocabulary, Vocabulary):
         raise TaskError(
             f"{config.vocabulary} is no SentencePiece vocabulary, nor bytes: examples are for "
             "models trained here."
         )
-    described = artefact.config_of(config) | {
+    described = config_of(config) | {
         "tasks": names,
         "vocabulary": vocabulary.digest,
         "data": {name: _digest(name, config) for name in names},
@@ -117,7 +120,7 @@ def _write(
         raise TaskError(f"{name} has no examples in the split {config.split!r} of {config.data}.")
     row = np.arange(len(examples))
     if config.cap is not None and len(examples) > config.cap:
-        draws = randomness.uniform(config.seed, row)
+        draws = randomness.uniform(Stream.TASK_SUBSET, config.seed, row)
         row = np.sort(np.argsort(draws, kind="stable")[: config.cap])
     chosen = [examples[i] for i in row]
     inputs, cut_inputs = _tokens(
@@ -137,7 +140,7 @@ def _write(
 def _tokens(
     vocabulary: Vocabulary, texts: list[str], length: int
 ) -> tuple[list[list[int]], np.ndarray]:
-    """Ids, at most `length` with the EOS to come; and which texts were cut, bool."""
+    """Return ids, at most `length` including the later EOS, and which texts were cut, bool."""
     ids = vocabulary.encode_batch(texts)
     cut = np.asarray([len(one) > length - 1 for one in ids], bool)
     return [one[: length - 1] for one in ids], cut
@@ -150,7 +153,7 @@ def _schema(vocabulary: Vocabulary) -> pa.Schema:
 
 
 def _digest(name: str, config: TaskExamplesConfig) -> Any:
-    """What names a task's data: the files' contents; of TFDS, its version."""
+    """Return a digest of a task's data: of the files' contents, or the TFDS version."""
     dataset = TASKS[name].dataset
     if config.data.startswith(sources.TFDS):
         return sources.version(dataset, config.data)

@@ -1,15 +1,15 @@
-"""A model's answers to the tasks, and their metrics.
+"""Answers of a model to the tasks, and their metrics.
 
     python -m evaluation tasks --gin_file=configs/evaluate/tasks.gin --gin.MODEL=runs/finetuned \\
         --gin.TASKS=glue_v002_proportional --gin.DATA=eval --gin.OUTPUT=runs/finetuned/tasks
 
 Choices
-- "generate" is T5's way: greedy decoding, and what is no label counts as wrong. "rank" takes the
-  likeliest of the labels' words: it always answers, also for a model that was never fine-tuned.
-- A decoder-only model gets what train.py showed it: its first token, the inputs, then the targets.
-- Beside a task's metrics stand those of always giving the commonest answer: a number below that has
-  learned nothing, however high it is.
-- Every task is a result of its own: an evaluation that was interrupted goes on.
+- "generate" is T5's evaluation: greedy decoding, and an answer that is no label is wrong. "rank"
+  takes the most likely label, so every model gives an answer, fine-tuned or not.
+- A decoder-only model gets the format of train.py: its first token, the inputs, then the targets.
+- A continuous measure is added: the log-likelihood of the right answer per character.
+- Metrics of always giving the most common answer are shown beside a task's metrics, as a floor.
+- Every task is a result of its own, so an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from etils import epath
 
 from evaluation import inference
 from evaluation.inference import Inference, InferenceConfig, Pair
-from evaluation.record import Record
+from evaluation.results_directory import ResultsDirectory
 from evaluation.tasks import suite
 from evaluation.tasks.suite import TASKS, TaskError, tasks_of
 from evaluation.tasks.texts import Example
-from pruning.artefact import write_text
+from pruning.scores.model.likelihood import start_id
+from pruning.store.atomic import write_text
 
 NAME = "Tasks"
 
@@ -44,7 +45,7 @@ class TasksConfig:
       output: directory of the results.
       split: of every task.
       how: "generate"; or "rank" where a task's answers can be listed, "generate" for the others.
-      limit: first so many examples of each task; None: all.
+      limit: number of first examples of each task; None: all.
       samples: also write every example with the model's answer, as JSON lines.
     """
 
@@ -62,7 +63,7 @@ CONFIGURABLES: dict[str, type] = {NAME: TasksConfig, "Inference": InferenceConfi
 
 
 def run(config: TasksConfig) -> list[str]:
-    """Evaluates, or finishes evaluating, and says a line for every task."""
+    """Evaluate, or finish evaluating, and return a line for every task."""
     lines, scores = [], []
     for name, found in evaluate(config).items():
         numbers = ", ".join(f"{metric} {value:.2f}" for metric, value in found["metrics"].items())
@@ -70,6 +71,9 @@ def run(config: TasksConfig) -> list[str]:
         beside = ""
         if majority is not None:
             beside = f" (commonest answer: {', '.join(f'{v:.2f}' for v in majority.values())})"
+        likelihood = found.get("answer_log_likelihood")  # results of earlier versions have none
+        if likelihood is not None:
+            beside += f", {likelihood:.4f} nats per character of the right answer"
         lines.append(f"{name}: {numbers}{beside}, {found['examples']:,} examples")
         scores.append(found["score"])
     lines.append(f"mean of {len(scores)} tasks: {np.mean(scores):.2f}")
@@ -77,7 +81,7 @@ def run(config: TasksConfig) -> list[str]:
 
 
 def evaluate(config: TasksConfig) -> dict[str, Any]:
-    """Evaluates, or finishes evaluating. Returns results by task.
+    """Evaluate, or finish evaluating, and return results by task.
 
     Raises:
       TaskError: an unknown task, or a split without labels.
@@ -91,7 +95,7 @@ def evaluate(config: TasksConfig) -> dict[str, Any]:
         **model.identity(),
         **{name: getattr(config, name) for name in ("split", "how", "limit")},
     }
-    record = Record(config.output, identity)
+    record = ResultsDirectory(config.output, identity)
     return record.each(names, lambda name: _evaluate(config, name, model))
 
 
@@ -106,6 +110,7 @@ def _evaluate(config: TasksConfig, name: str, model: Inference) -> dict[str, Any
     else:
         said = generated(model, examples, task.most_tokens)
     numbers = task.judge(examples, said)
+    likelihood = answer_log_likelihood(model, examples)
     if config.samples:
         lines = [
             json.dumps({**example, "said": text}, ensure_ascii=False) + "\n"
@@ -118,20 +123,21 @@ def _evaluate(config: TasksConfig, name: str, model: Inference) -> dict[str, Any
         "metrics": numbers,
         "score": suite.score(numbers),
         "majority": task.majority(examples),
+        "answer_log_likelihood": likelihood,
         "examples": len(examples),
         "inputs_cut": model.cut - cut,
     }
 
 
 def generated(model: Inference, examples: Sequence[Example], most_tokens: int) -> list[str]:
-    """What the model says to every example, decoded greedily."""
+    """Return the model's greedy answer to every example."""
     prompts = [_given(model, example) for example in examples]
     found = model.generate(prompts, most_tokens)
     return [model.decode(tokens).strip() for tokens in found]
 
 
 def ranked(model: Inference, examples: Sequence[Example], words: Sequence[str]) -> list[str]:
-    """The likeliest of the words for every example; the sum over a word's tokens counts."""
+    """Return the most likely word for every example, by the sum over the word's tokens."""
     answers = [model.tokenizer.encode(word) for word in words]
     pairs = [
         Pair(given, answer)
@@ -143,9 +149,24 @@ def ranked(model: Inference, examples: Sequence[Example], words: Sequence[str]) 
     return [words[i] for i in best]
 
 
+def answer_log_likelihood(model: Inference, examples: Sequence[Example]) -> float:
+    """Return the mean log-likelihood of the right answers, in nats per character.
+
+    Continuous measures of this kind rank training data at small sizes where accuracies are still at
+    chance (Magnusson et al., arXiv 2504.11393). Examples with an empty answer are left out.
+    """
+    answered = [example for example in examples if example["targets"]]
+    pairs = [
+        Pair(_given(model, example), model.tokenizer.encode(example["targets"]))
+        for example in answered
+    ]
+    sums, _ = model.log_likelihoods(pairs)
+    characters = np.asarray([len(example["targets"]) for example in answered])
+    return float(np.mean(sums / characters)) if answered else float("nan")
+
+
 def _given(model: Inference, example: Example) -> list[int]:
     ids = model.tokenizer.encode(example["inputs"])
-    if model.is_t5:
+    if model.has_encoder:
         return ids
-    shape: Any = model.model.config
-    return [shape.pad_id if shape.bos_id is None else shape.bos_id, *ids]
+    return [start_id(model.model.config, model.tokenizer), *ids]

@@ -1,13 +1,12 @@
-"""Metrics as T5 reports them: percentages, an answer that is no label counted as wrong.
+"""Metrics as T5 reports them: percentages, with answers that are no label counted as wrong.
 
     accuracy([0, 1], [0, 0]) -> {"accuracy": 50.0}
 
 Choices
-- scikit-learn, SciPy and rouge-score compute what they have; SQuAD's EM and F1 follow the official
-  script's definition (normalised answers, words as a bag, best over the references).
+- scikit-learn, SciPy and rouge-score compute the metrics that they offer. SQuAD's EM and F1 follow
+  the official script (normalized answers, bags of words, best over the references).
 - Answers become labels by exact match with a label's word; anything else is -1.
-- F1 on two classes takes an answer that is neither as the wrong one (T5's convention), so that
-  refusing to answer never pays.
+- F1 on two classes counts an answer that is neither as the wrong class, which is T5's convention.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ def accuracy(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, fl
 
 
 def matthews(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """Matthews' correlation; 0 where all predictions, or all targets, are the same."""
+    """Return Matthews' correlation; 0 if all predictions, or all targets, are the same."""
     from sklearn.metrics import matthews_corrcoef
 
     return {"matthews_corrcoef": 100 * float(matthews_corrcoef(targets, predictions))}
 
 
 def f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
-    """Of class 1 among two; a prediction that is neither counts as the wrong one."""
+    """Return F1 of class 1 of two; a prediction that is neither counts as the wrong one."""
     from sklearn.metrics import f1_score
 
     wanted, found = np.asarray(targets), np.asarray(predictions)
@@ -47,7 +46,7 @@ def f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
 
 
 def mean_f1(classes: int) -> Metric:
-    """Unweighted mean of every class's F1."""
+    """Return a metric: the unweighted mean of every class's F1."""
 
     def metric(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
         from sklearn.metrics import f1_score
@@ -61,14 +60,14 @@ def mean_f1(classes: int) -> Metric:
 
 
 def pearson(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """NaN becomes 0: a model that always says the same correlates with nothing."""
+    """Return Pearson's correlation; 0 for constant predictions."""
     from scipy.stats import pearsonr
 
     return {"pearson_corrcoef": _correlation(pearsonr, targets, predictions)}
 
 
 def spearman(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """As `pearson`, of ranks."""
+    """Return Spearman's correlation; 0 for constant predictions."""
     from scipy.stats import spearmanr
 
     return {"spearman_corrcoef": _correlation(spearmanr, targets, predictions)}
@@ -81,7 +80,7 @@ def _correlation(function: Any, targets: Sequence[float], predictions: Sequence[
 
 
 def multirc(targets: Sequence[tuple[str, int]], predictions: Sequence[int]) -> dict[str, float]:
-    """F1 over all answers, and the share of questions all of whose answers are judged rightly.
+    """Return F1 over all answers, and the share of questions with all answers right.
 
     A target is (group, label).
     """
@@ -95,7 +94,7 @@ def multirc(targets: Sequence[tuple[str, int]], predictions: Sequence[int]) -> d
 def record(
     targets: Sequence[tuple[str, Sequence[str]]], predictions: Sequence[str]
 ) -> dict[str, float]:
-    """EM and F1 as in SQuAD, every query once. A target is (group, answers)."""
+    """Return EM and F1 as in SQuAD, every query once. A target is (group, answers)."""
     first: dict[str, tuple[Sequence[str], str]] = {}
     for (group, answers), prediction in zip(targets, predictions, strict=True):
         first.setdefault(group, (answers, prediction))
@@ -103,7 +102,7 @@ def record(
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
-    """Exact match and F1 of SQuAD 1.1, the best over each question's answers."""
+    """Return exact match and F1 of SQuAD 1.1, the best over each question's answers."""
     exact, overlap = [], []
     for answers, prediction in zip(targets, predictions, strict=True):
         said = normal(prediction)
@@ -114,13 +113,13 @@ def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[
 
 
 def normal(text: str) -> str:
-    """An answer in lower case, without punctuation, articles and spare white space."""
+    """Return an answer in lower case, without punctuation, articles and extra white space."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def _word_f1(said: str, wanted: str) -> float:
-    """Of two bags of words; 0 where they have nothing in common."""
+    """Return F1 of two bags of words; 0 if they share none."""
     a, b = said.split(), wanted.split()
     common = sum((collections.Counter(a) & collections.Counter(b)).values())
     if not common:
@@ -130,7 +129,7 @@ def _word_f1(said: str, wanted: str) -> float:
 
 
 def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (of sentences, which end at " . "): means of F-measures."""
+    """Return mean F-measures of ROUGE-1, ROUGE-2 and ROUGE-L (sentences end at " . ")."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ("rouge1", "rouge2", "rougeLsum")
@@ -147,16 +146,16 @@ def _sentences(text: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a model says -> what a metric takes
+# Answers of a model -> arguments of metrics
 
 
 def label_of(words: Sequence[str]) -> Callable[[str], int]:
-    """The label whose word is said; -1 for anything else."""
+    """Return a function from an answer to the label of that word; -1 for anything else."""
     return lambda said: words.index(said) if said in words else -1
 
 
 def number_of(said: str) -> float:
-    """The number that is said; -1 for anything else."""
+    """Return the number in an answer; -1 for anything else."""
     try:
         value = float(said)
     except ValueError:
@@ -171,9 +170,9 @@ _DETERMINERS = frozenset(
 
 
 def names_referent(said: str, referent: str) -> int:
-    """WSC: whether what is said is the noun phrase in question, 1 or 0.
+    """Return 1 if a WSC answer names the noun phrase in question, else 0.
 
-    Case and determiners don't matter; "fuzzy bunny" names "bunny"; "Bob" does not name "Bob's hat".
+    Case and determiners are ignored; "fuzzy bunny" names "bunny"; "Bob" does not name "Bob's hat".
     """
 
     def words(text: str) -> str:

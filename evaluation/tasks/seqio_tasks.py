@@ -4,8 +4,8 @@
     Seqio.mixture_or_task = 'glue_v002_proportional'
     Seqio.modules = ('evaluation.tasks.seqio_tasks',)
 
-Where the data are and which vocabulary is used is said by environment variables, since seqio's
-registry knows names only:
+Environment variables give the directory of the data and the vocabulary, because seqio's registry
+knows names only:
 
     WINNOW_EVALUATION_DATA        directory of the original files, or tfds:DIRECTORY
     WINNOW_EVALUATION_VOCABULARY  a SentencePiece file, "bytes", or a corpus
@@ -13,11 +13,11 @@ registry knows names only:
 or, in a program, by `register_all(data, vocabulary)`.
 
 Choices
-- The examples are those of suite.py: one implementation of formats and metrics. seqio tokenises,
+- The examples are those of suite.py: one implementation of formats and metrics. seqio tokenizes,
   appends EOS, trims and batches; its Evaluator calls the metrics.
-- Importing this module registers, where the variables are set, the tasks whose data are there, and
-  the mixtures all of whose tasks with a weight are among them. It imports seqio, and TensorFlow
-  with it, which is kept off the accelerators.
+- If the variables are set, importing this module registers the tasks that have data, and the
+  mixtures all of whose weighted tasks are registered. It imports seqio and TensorFlow, which is
+  kept off the accelerators.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from evaluation import tokenizers
-from evaluation.harness import DATA
 from evaluation.tasks import sources
 from evaluation.tasks.suite import MIXTURES, TASKS, Task
-from pruning.vocabulary import Vocabulary, VocabularyError
+from pruning.corpus.vocabulary import Vocabulary, VocabularyError
+from pruning.scores.model.loading import find_tokenizer
 
 VOCABULARY = "WINNOW_EVALUATION_VOCABULARY"
 CAP = 1 << 21  # of examples-proportional mixing, as T5's final models have it
@@ -45,7 +44,7 @@ for _kind in ("GPU", "TPU"):
 
 
 class _Examples:
-    """A task's examples, read when they are first asked for. The whole example goes along as JSON
+    """A task's examples, read at their first use. The whole example goes along as JSON
     for the metrics."""
 
     def __init__(self, task: Task, data: str):
@@ -68,8 +67,8 @@ class _Examples:
 
 
 def register_all(data: str, vocabulary: str) -> list[str]:
-    """Registers every task whose data are there, and the mixtures of them. Returns their names."""
-    features = _features(tokenizers.find("", vocabulary), vocabulary)
+    """Register every task with data, and the mixtures of them, and return their names."""
+    features = _features(find_tokenizer("", vocabulary), vocabulary)
     names = [name for name in TASKS if register(name, data, features) is not None]
     for name, weights in MIXTURES.items():
         if all(task in names for task, weight in weights.items() if weight):
@@ -80,7 +79,7 @@ def register_all(data: str, vocabulary: str) -> list[str]:
 
 
 def register(name: str, data: str, features: Mapping[str, seqio.Feature]) -> seqio.Task | None:
-    """Registers one task; None where no split of it is there."""
+    """Register one task; return None if it has no split."""
     task = TASKS[name]
     try:
         found = sources.splits(task.dataset, data)
@@ -100,7 +99,7 @@ def register(name: str, data: str, features: Mapping[str, seqio.Feature]) -> seq
 
 
 def register_mixture(name: str, sizes: Mapping[str, int], cap: int = CAP) -> seqio.Mixture:
-    """Registers a mixture: a task's rate is its number of examples, at most `cap`."""
+    """Register a mixture; a task's rate is its number of examples, at most `cap`."""
     return seqio.MixtureRegistry.add(
         name, [(task, float(min(size, cap))) for task, size in sizes.items()]
     )
@@ -119,7 +118,7 @@ def _features(vocabulary: Any, path: str) -> dict[str, seqio.Feature]:
 
 
 def _postprocess(task: Task, said: str, example: Mapping[str, Any], is_target: bool = False) -> Any:
-    """The example for a target; for a prediction its text."""
+    """Return the example of a target, or the text of a prediction."""
     return json.loads(example["example"]) if is_target else said
 
 
@@ -130,5 +129,5 @@ def _metric(task: Task) -> Callable[..., dict[str, float]]:
     return metric
 
 
-if DATA in os.environ and VOCABULARY in os.environ:
-    register_all(os.environ[DATA], os.environ[VOCABULARY])
+if sources.DATA in os.environ and VOCABULARY in os.environ:
+    register_all(os.environ[sources.DATA], os.environ[VOCABULARY])

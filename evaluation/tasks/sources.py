@@ -1,15 +1,15 @@
-"""The data sets of the tasks: files in the formats they were published in, or TFDS.
+"""Data sets of the tasks: files in their published formats, or TFDS.
 
     sources.read("glue/cola", "train", "eval")         # eval/glue/CoLA/*.tsv
     sources.read("super_glue/boolq", "validation", "tfds:~/tensorflow_datasets")
 
 Choices
-- Both give dictionaries with TFDS's field names and integer labels, so that a task does not know
-  where its examples come from.
-- Original files are found by the names they were published under, in `<data>/glue/<task>` and
+- Both give dictionaries with TFDS's field names and integer labels, so tasks are independent of the
+  source.
+- Original files are found by their published names, in `<data>/glue/<task>` and
   `<data>/superglue/<task>`, gzipped or not; several parts of one split are read in order.
-- GLUE's tab-separated files hold unescaped quotes: they are split at tabs, not read as CSV.
-- A file that is not there, or a row that does not fit, is an error that names it.
+- GLUE's tab-separated files hold unescaped quotes, so they are split at tabs, not read as CSV.
+- A missing file, or a row that does not fit, is an error that names it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from typing import Any
 
 from etils import epath
 
-from pruning.sources.tfds import libraries
+from pruning.corpus.sources.tfds import libraries
 
 Example = dict[str, Any]
 
 TFDS = "tfds:"
+DATA = "WINNOW_EVALUATION_DATA"  # environment variable: directory of the original files
 
 
 class SourceError(ValueError):
@@ -37,10 +38,10 @@ class SourceError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A data set's original files.
+    """Original files of a data set.
 
     Attributes:
-      directories: in which they may lie, relative to the data's.
+      directories: candidates of their directory, relative to that of the data.
       splits: split -> names (with glob patterns) of its files, tried in turn.
       rows: (path, text) -> examples.
     """
@@ -51,14 +52,14 @@ class Files:
 
 
 def splits(name: str, data: str) -> list[str]:
-    """The splits of a data set that are there."""
+    """Return the existing splits of a data set."""
     if data.startswith(TFDS):
         return sorted(_builder(name, data).info.splits)
     return [split for split in FILES[name].splits if paths(name, split, data)]
 
 
 def read(name: str, split: str, data: str) -> list[Example]:
-    """All examples of a split, in the order of the files.
+    """Read all examples of a split, in the order of the files.
 
     Args:
       name: as TFDS has it, without the version: "glue/cola", "squad/v1.1", "cnn_dailymail".
@@ -81,7 +82,7 @@ def read(name: str, split: str, data: str) -> list[Example]:
 
 
 def paths(name: str, split: str, data: str) -> list[epath.Path]:
-    """The files of a split, in order; none where it is not there.
+    """Return the files of a split, in order; none if it does not exist.
 
     Raises SourceError on an unknown data set or split.
     """
@@ -121,7 +122,7 @@ def _table(
     labels: Sequence[str] | Callable[[str], Any] = ("0", "1"),
     header: bool = True,
 ) -> Callable[[str, str], Iterator[Example]]:
-    """Rows of a table.
+    """Yield the rows of a table.
 
     Args:
       columns: field -> name of its column, or its place.
@@ -173,7 +174,7 @@ def _glue_splits(**more: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 def _rte(path: str, text: str) -> Iterator[Example]:
-    """GLUE writes words; some copies write 0 for entailment and 1 for its absence."""
+    """Return the label of RTE, written as a word or as 0 for entailment and 1 for none."""
     for example in _table(_SENTENCES, "label", str)(path, text):
         word = example["label"]
         if word not in (-1, "-1", "0", "1", *_ENTAILMENT):
@@ -203,7 +204,7 @@ def _lines(
                 continue
             try:
                 yield from convert(json.loads(line))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise SourceError(
                     f"{path}, line {number}: not a row of this data set ({error!r}): {line[:80]}."
                 ) from error
@@ -279,7 +280,14 @@ def _superglue(name: str, convert: Callable[[Example], Iterator[Example]]) -> Fi
 
 
 def _squad(path: str, text: str) -> Iterator[Example]:
-    for article in json.loads(text)["data"]:
+    try:
+        yield from _squad_questions(json.loads(text)["data"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SourceError(f"{path}: not a file of SQuAD ({error!r}).") from error
+
+
+def _squad_questions(articles: Any) -> Iterator[Example]:
+    for article in articles:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 answers = [answer["text"] for answer in question["answers"]]
@@ -417,7 +425,7 @@ def _builder(name: str, data: str) -> Any:
 
 
 def version(name: str, data: str) -> str:
-    """Name and version of a prepared data set."""
+    """Return name and version of a prepared data set."""
     return _builder(name, data).info.full_name
 
 
@@ -433,7 +441,7 @@ def _from_tfds(name: str, split: str, data: str) -> Iterator[Example]:
 
 
 def _plain(value: Any) -> Any:
-    """bytes -> text, arrays -> lists, NumPy's scalars -> Python's."""
+    """Convert bytes to text, arrays to lists, NumPy scalars to Python's."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, bytes):

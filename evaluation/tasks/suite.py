@@ -1,4 +1,4 @@
-"""The table of tasks: which data set, how it becomes text, how an answer is judged.
+"""Table of tasks: data set, conversion to text, and metrics of answers.
 
     suite.TASKS["glue_cola_v002"].examples("train", data)
     suite.tasks_of("super_glue_v102_proportional")
@@ -27,7 +27,7 @@ from evaluation.tasks.texts import Example, Preprocess
 
 
 class TaskError(ValueError):
-    """No such task, or it cannot be used so."""
+    """A task is unknown, or does not have what is needed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Task:
     Attributes:
       dataset: as `sources` and TFDS name it.
       preprocess: an example of the data set -> examples of text.
-      metrics: (targets, predictions) -> numbers; none where labels are not public.
-      answer: what a model said, and the example -> what the metrics take.
-      target: example -> what the metrics take.
-      words: the only answers there are, which can be ranked; None where the answer is free.
-      splits: which there are; all of the data set's where empty.
-      most_tokens: of an answer.
+      metrics: (targets, predictions) -> numbers; none if labels are not public.
+      answer: a model's text and the example -> a prediction for the metrics.
+      target: example -> a target for the metrics.
+      words: the possible answers, which can be ranked; None if the answer is free text.
+      splits: existing splits; all of the data set's if empty.
+      most_tokens: largest length of an answer.
     """
 
     dataset: str
@@ -55,7 +55,7 @@ class Task:
     most_tokens: int = 16
 
     def examples(self, split: str, data: str) -> list[Example]:
-        """The examples of a split, in order; see `sources.read`.
+        """Return the examples of a split, in order; see `sources.read`.
 
         Raises TaskError where the task has no such split.
         """
@@ -65,7 +65,7 @@ class Task:
         return [made for row in rows for made in self.preprocess(row)]
 
     def judge(self, examples: Sequence[Example], said: Sequence[str]) -> dict[str, float]:
-        """The metrics of what a model said to the examples.
+        """Return the metrics of a model's answers to the examples.
 
         Raises TaskError where the examples have no labels.
         """
@@ -81,7 +81,7 @@ class Task:
         return numbers
 
     def majority(self, examples: Sequence[Example]) -> dict[str, float] | None:
-        """The metrics of always giving the commonest answer; None where answers are free."""
+        """Return the metrics of always giving the most frequent answer; None for free answers."""
         if self.words is None:
             return None
         commonest = Counter(example["targets"] for example in examples).most_common(1)[0][0]
@@ -89,7 +89,7 @@ class Task:
 
 
 def score(numbers: Mapping[str, float]) -> float:
-    """A task's score."""
+    """Return a task's score, the mean of its metrics."""
     return float(np.mean(list(numbers.values())))
 
 
@@ -279,13 +279,13 @@ Names = tuple[str, ...] | str
 
 
 def listed(names: Names) -> list[str]:
-    """Each name; a text is taken apart at white space and commas."""
+    """Return a list of names; a string is split at white space and commas."""
     given = re.split(r"[\s,]+", names) if isinstance(names, str) else names
     return [name for name in given if name]
 
 
 def tasks_of(names: Names, training: bool = False) -> list[str]:
-    """Task names, with mixtures taken apart.
+    """Return task names, with mixtures replaced by their tasks.
 
     Args:
       names: of tasks and mixtures; or one text, separated by white space or commas.

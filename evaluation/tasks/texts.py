@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from evaluation.errors import EvaluationError
+
 Example = dict[str, Any]
 Preprocess = Callable[[Mapping[str, Any]], list[Example]]
 
@@ -23,7 +25,7 @@ UNKNOWN = "<unk>"
 
 
 def fields(prefix: str, names: Sequence[str], labels: Sequence[str]) -> Preprocess:
-    """`prefix name: value name: value`, and the label's word.
+    """Return a preprocessor for `prefix name: value name: value` and the label's word.
 
     Args:
       names: the fields in their order.
@@ -40,7 +42,7 @@ def fields(prefix: str, names: Sequence[str], labels: Sequence[str]) -> Preproce
 
 
 def stsb(example: Mapping[str, Any]) -> list[Example]:
-    """Similarity from 0 to 5 as one of 26 words: rounded to the nearest fifth."""
+    """Convert a similarity from 0 to 5 to one of 26 words, rounded to the nearest fifth."""
     given = f"stsb sentence1: {example['sentence1']} sentence2: {example['sentence2']}"
     label = float(example["label"])
     target = UNKNOWN if label < 0 else f"{round(label * 5) / 5:.1f}"
@@ -48,7 +50,7 @@ def stsb(example: Mapping[str, Any]) -> list[Example]:
 
 
 def multirc(example: Mapping[str, Any]) -> list[Example]:
-    """Whether an answer is right; the answers to one question are a group."""
+    """Convert MultiRC to one example per answer; the answers to one question are a group."""
     names = ("question", "answer", "paragraph")
     [made] = fields("multirc", names, ("False", "True"))(example)
     made["inputs"] = re.sub("</?b>", "", made["inputs"].replace("<br>", " "))
@@ -57,7 +59,7 @@ def multirc(example: Mapping[str, Any]) -> list[Example]:
 
 
 def record(example: Mapping[str, Any]) -> list[Example]:
-    """The entity that @placeholder stands for: an example per answer that would be right."""
+    """Convert ReCoRD to one example per right answer, the entity at @placeholder."""
     passage = re.sub(r"""([.?!"'])\n@highlight\n""", r"\1 ", example["passage"])
     passage = passage.replace("\n@highlight\n", ". ")
     entities = ", ".join(example["entities"])
@@ -79,7 +81,7 @@ _MENDED = {
 
 
 def wsc(training: bool) -> Preprocess:
-    """`wsc: ... *pronoun* ...` -> what it refers to.
+    """Convert WSC to `wsc: ... *pronoun* ...` and its referent.
 
     The target is the noun phrase that the example asks about, right or wrong: so training takes
     only the examples in which it is right, and evaluation compares what the model says with it.
@@ -108,7 +110,7 @@ def _marked(text: str, pronoun: str, index: int) -> str:
             return text.strip().replace(said, mended.format(f"*{word}*"))
     words = text.split(" ")
     if not 0 < index < len(words) or words[index] != pronoun:
-        raise ValueError(
+        raise EvaluationError(
             f"WSC: word {index} of {text!r} is not {pronoun!r}: the index counts words that are "
             "parted by single spaces."
         )
@@ -116,7 +118,7 @@ def _marked(text: str, pronoun: str, index: int) -> str:
 
 
 def definite_pronoun(example: Mapping[str, Any]) -> list[Example]:
-    """Definite Pronoun Resolution in the form of WSC; the first such pronoun is the one meant."""
+    """Convert Definite Pronoun Resolution to the form of WSC; the first such pronoun is meant."""
     pronoun = re.escape(example["pronoun"])
     marked = re.sub(rf" ({pronoun})( |\.|,)", r" *\1*\2", example["sentence"], count=1)
     return [{"inputs": f"wsc: {marked}", "targets": example["candidates"][int(example["label"])]}]
@@ -128,10 +130,10 @@ _LONGEST_REFERENT = 8  # words
 
 
 def wnli(example: Mapping[str, Any]) -> list[Example]:
-    """WNLI in the form of WSC, for evaluation: which pronoun of the first sentence does the second
+    """Convert WNLI to the form of WSC, for evaluation: which pronoun of the first does the second
     sentence replace, and by what?
 
-    Of the pronouns, the one whose neighbours are found again in the second sentence, all of its
+    Of the pronouns, the one whose neighbors are found again in the second sentence, all of its
     words if possible; what stands between them there is the referent.
     """
     words, said = example["sentence1"].split(" "), example["sentence2"].split(" ")
@@ -146,7 +148,7 @@ def wnli(example: Mapping[str, Any]) -> list[Example]:
                 if left + right:
                     found.append(((whole, left + right, right), -index, start, stop))
     if not found:
-        raise ValueError(f"WNLI: no pronoun of {words} is replaced in {said}.")
+        raise EvaluationError(f"WNLI: no pronoun of {words} is replaced in {said}.")
     _, index, start, stop = max(found)
     referent = re.sub("'s?$", "", " ".join(said[start:stop]).rstrip(_ENDS))
     pronoun = words[-index].rstrip(_ENDS)
@@ -161,7 +163,7 @@ def _plain(words: Sequence[str]) -> list[str]:
 
 
 def _common(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many words two texts have in common at their beginning."""
+    """Return the number of words that two texts share at their beginning."""
     count = 0
     for left, right in zip(a, b, strict=False):
         if left != right:
@@ -171,7 +173,7 @@ def _common(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def squad(example: Mapping[str, Any]) -> list[Example]:
-    """`question: ... context: ...` -> the first answer; spaces are put around punctuation."""
+    """Convert SQuAD to `question: ... context: ...` and the first answer."""
     answers = [spaced(answer) for answer in example["answers"]["text"]]
     given = f"question: {spaced(example['question'])} context: {spaced(example['context'])}"
     return [
@@ -185,7 +187,7 @@ def squad(example: Mapping[str, Any]) -> list[Example]:
 
 
 def spaced(text: str) -> str:
-    """ASCII punctuation parted from words; white space collapsed."""
+    """Return text with spaces around ASCII punctuation and white space collapsed."""
     text = re.sub(r"([!-/:-@\[-`{-~])", r" \1 ", text)
     return re.sub(r"[ \t\n\r\f\v]+", " ", text)
 

@@ -2,18 +2,17 @@
 
 - Nothing is unpickled. A directory with PyTorch's own files only is refused, and the error says
   how to convert it.
-- Sentence-T5 is kept as sentence-transformers keeps it: the encoder, `1_Pooling`, and `2_Dense`
-  with the projection.
-- Whether embeddings are tied is settled by the tensors. transformers 5 writes
-  `tie_word_embeddings: true` for every T5, and then ties unless `lm_head.weight` is there and
-  differs; so does this reader. The writer says `false` for an untied model and always writes its
-  `lm_head`.
-- One trap remains on their side: transformers 5 multiplies umT5's logits by d_model ** -0.5
-  although umT5 is untied; T5X and earlier releases do not, and neither do we.
+- Sentence-T5 is kept as sentence-transformers keeps it: the encoder, and the projection as a module
+  of its own (`sentence_modules`).
+- The tensors settle whether embeddings are tied. transformers 5 writes `tie_word_embeddings: true`
+  for every T5, and then ties unless `lm_head.weight` is there and differs; so does this reader. The
+  writer says `false` for an untied model and always writes its `lm_head`.
+- Of a model of text and images (Gemma 3) the language model is read, and written as one of its own.
+- One difference remains on their side: transformers 5 multiplies umT5's logits by d_model ** -0.5
+  although umT5 is untied; T5X and earlier releases do not, and neither does this package.
 """
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -23,63 +22,194 @@ import jax
 import numpy as np
 from etils import epath
 
-from models.config import ModelConfig, T5Config
+from models import json_file
+from models.config import EncoderConfig, Head, HeadLayer, ModelConfig, T5Config
+from models.errors import ModelError
 from models.model import Model
 from models.weights import (
+    digests,
+    hub,
     huggingface_config,
+    huggingface_heads,
     huggingface_names,
+    limits,
     safetensors_file,
+    sentence_modules,
     tokenizer_files,
     transfer,
 )
-from models.weights.huggingface_names import DENSE
 from models.weights.stored import StoredTensor
 from models.weights.transfer import Params, Stored
 
 CONFIG = "config.json"
-_DENSE_DIRECTORY = DENSE.rstrip("/")
 
-# What is copied along when a directory is converted: how to generate, and tokenizers.
+# Files copied along when a directory is converted: generation settings and tokenizers.
 COMPANIONS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "spiece.model", "sentencepiece.model",
-    "tokenizer.model", "vocab.json", "merges.txt",
+    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "sentencepiece.bpe.model",
+    "spm.model",
 )  # fmt: skip
-_TOKENIZERS = (
-    "spiece.model", "sentencepiece.model", "tokenizer.model", "tokenizer.json", "vocab.json",
-)  # fmt: skip
-_DOWNLOADED = (
+DOWNLOADED = (
     CONFIG, safetensors_file.SINGLE, safetensors_file.INDEX, "model-*-of-*.safetensors",
-    "modules.json", "1_Pooling/config.json", f"{DENSE}*", *COMPANIONS,
+    sentence_modules.MODULES, f"{sentence_modules.POOLING}/config.json", "*_Dense/config.json",
+    "*_Dense/model.safetensors", sentence_modules.PROMPTS, *sentence_modules.LENGTHS, *COMPANIONS,
 )  # fmt: skip
-_NOT_SAFE = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "flax_model*.msgpack", "tf_model.h5")
 
 _log = logging.getLogger(__name__)
 
 
+# --------------------------------------------------------------------------------------------------
+# In
+
+
 def read(path: epath.PathLike) -> Stored:
-    """Look into a directory: reads its configuration and the headers of its weights.
+    """Return a directory's model, from its configuration and the headers of its weights.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: an unsupported model, or weights in a format that cannot be read safely.
+        ModelNotFound: a file is missing.
+        ModelError: an unsupported model, weights in a format that cannot be read safely, or a
+            damaged file.
     """
     directory = epath.Path(path)
-    _require_safetensors(directory)
+    settings = json_file.read_object(directory / CONFIG)
     try:
-        settings = json.loads((directory / CONFIG).read_text())
         config = huggingface_config.from_json(settings)
     except ValueError as error:
-        raise ValueError(f"{directory / CONFIG}: {error}") from error
-    tensors: dict[str, StoredTensor] = dict(safetensors_file.read_directory(directory))
-    tensors = _named(config, tensors)
-    config = _settle_tying(config, settings, tensors, directory)
-    if isinstance(config, T5Config) and (dense := _dense(directory)) is not None:
-        weight = safetensors_file.read_directory(directory / dense)
-        tensors |= {f"{DENSE}{name}": tensor for name, tensor in weight.items()}
-        config = dataclasses.replace(config, sentence_head=weight["linear.weight"].shape[0])
-    notes = {"model type": settings["model_type"]}
-    return Stored(config, huggingface_names.sources(config), tensors, str(directory), notes)
+        raise ModelError(f"{directory / CONFIG}: {error}") from error
+    hub.require_safetensors(directory)
+    kind = settings["model_type"]
+    tensors = safetensors_file.read_directory(directory)
+    if kind in huggingface_config.TEXT_PARTS:
+        tensors = huggingface_names.of_text(tensors)
+    prefix = huggingface_names.prefix(config, kind)
+    extra: Mapping[str, StoredTensor] = {}
+    if (own := huggingface_heads.read_own(directory, settings, tensors)) is not None:
+        config, extra = _with_head(config, own.head), own.tensors
+        if own.prefix is not None:
+            tensors = _renamed(tensors, own.prefix, prefix)
+    elif config.head is None and (modules := sentence_modules.read(directory)) is not None:
+        config, extra = _with_head(config, modules.head), modules.tensors
+    tensors = _named(config, kind, tensors)
+    config = _settle_tying(config, kind, tensors, directory)
+    sources = huggingface_names.sources(config, kind)
+    return Stored(config, sources, {**tensors, **extra}, str(directory), {"model type": kind})
+
+
+def _with_head(config: ModelConfig, head: Head) -> ModelConfig:
+    """Return the configuration with a head that is not config.json's.
+
+    Sentence-T5's has a field of its own, and a T5's other heads belong to its encoder.
+    """
+    if isinstance(config, T5Config):
+        config = dataclasses.replace(config, num_decoder_layers=0)
+        size = head.layers[0].size if head.layers else 0
+        plain = Head(
+            kind="embedding",
+            pooling="mean",
+            layers=(HeadLayer(size=size, bias=False),),
+            max_tokens=head.max_tokens,
+        )
+        if head == plain:
+            return dataclasses.replace(config, sentence_head=size)
+    return limits.checked(dataclasses.replace(config, head=head, tie_embeddings=True))
+
+
+def _renamed(tensors: dict[str, StoredTensor], theirs: str, ours: str) -> dict[str, StoredTensor]:
+    """Return tensors of an encoder under other names: with another prefix."""
+    return {
+        ours + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def companions(directory: epath.Path) -> dict[str, epath.Path]:
+    """Return the files beside a model's weights that are copied with it, by name."""
+    return {name: directory / name for name in COMPANIONS if (directory / name).exists()}
+
+
+def _named(
+    config: ModelConfig, kind: str, tensors: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Return the tensors under the full model's names, without those that no model needs."""
+    if "embed_out.weight" in tensors:  # GPT-NeoX, in files of before transformers 5
+        tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    if isinstance(config, EncoderConfig):  # as TensorFlow called a norm's parameters
+        tensors = {_with_norm_of_torch(name): tensor for name, tensor in tensors.items()}
+    prefix = huggingface_names.prefix(config, kind)
+    if prefix and not any(name.startswith(prefix) for name in tensors):
+        tensors = {
+            name if name.startswith("lm_head.") else prefix + name: tensor
+            for name, tensor in tensors.items()
+        }
+    if isinstance(config, T5Config):
+        shared = huggingface_names.sources(config, kind)["token_embedder/embedding"].tensor
+        copies = [name for name in tensors if name.endswith(".embed_tokens.weight")]
+        if copies and shared not in tensors:
+            tensors[shared] = tensors[copies[0]]
+    redundant = huggingface_names.redundant(config, kind)
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not any(re.fullmatch(pattern, name) for pattern in redundant)
+    }
+
+
+def _with_norm_of_torch(name: str) -> str:
+    for theirs, ours in (("gamma", "weight"), ("beta", "bias")):
+        name = re.sub(rf"LayerNorm\.{theirs}$", f"LayerNorm.{ours}", name)
+    return name
+
+
+def _settle_tying(
+    config: ModelConfig,
+    kind: str,
+    tensors: dict[str, StoredTensor],
+    directory: epath.Path,
+) -> ModelConfig:
+    """Return the configuration, tied or not as the tensors are; drop a tied embedding's copy."""
+    head = huggingface_names.OUTPUT_HEADS.get(kind, "lm_head.weight")
+    if head not in tensors:
+        if isinstance(config, T5Config) and not config.tie_embeddings and config.num_decoder_layers:
+            # A T5 of transformers 5 that says `false` and has no head is tied, and not scaled.
+            return dataclasses.replace(config, tie_embeddings=True, scale_tied_logits=False)
+        return config
+    if not config.tie_embeddings:
+        return config
+    embedding = huggingface_names.sources(config, kind)["token_embedder/embedding"].tensor
+    if embedding in tensors and _equal(tensors[head], tensors[embedding]):
+        del tensors[head]
+        return config
+    scaled = isinstance(config, T5Config) and config.scale_tied_logits
+    if scaled and kind == "t5":
+        raise ModelError(
+            f"{directory / CONFIG} says that embeddings are tied, and lm_head.weight differs from "
+            "shared.weight; releases of transformers disagree on what that means. Say "
+            '"tie_word_embeddings": false if it is a T5 v1.1, or remove lm_head.weight'
+        )
+    _log.info("%s: %s differs from the embeddings: not tied", directory, head)
+    if isinstance(config, T5Config):  # scale_tied_logits has no meaning any more: its default
+        return dataclasses.replace(config, tie_embeddings=False, scale_tied_logits=True)
+    return dataclasses.replace(config, tie_embeddings=False)
+
+
+def _equal(a: StoredTensor, b: StoredTensor, rows: int = 4096) -> bool:
+    """Return whether two matrices hold the same numbers; they are read in bands."""
+    if a.shape != b.shape:
+        return False
+    for start in range(0, a.shape[0], rows):
+        index = (slice(start, min(start + rows, a.shape[0])), slice(0, a.shape[1]))
+        shape = [s.stop - s.start for s in index]
+        of_a, of_b = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        a.copy_to(of_a, index)
+        b.copy_to(of_b, index)
+        if not np.array_equal(of_a, of_b):
+            return False
+    return True
+
+
+# --------------------------------------------------------------------------------------------------
+# Out
 
 
 def save(
@@ -99,7 +229,7 @@ def save(
 
     Raises:
         FileExistsError: the directory holds a model already.
-        ValueError: transformers has no model of this shape.
+        ModelError: transformers has no model of this shape.
     """
     directory = epath.Path(path)
     if (directory / CONFIG).exists():
@@ -107,220 +237,73 @@ def save(
     settings = huggingface_config.to_json(model.config)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
     settings["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    tensors = transfer.pending(params, huggingface_names.sources(model.config))
-    dense = {name.removeprefix(DENSE): tensors.pop(name) for name in list(tensors) if DENSE in name}
+    sources = huggingface_names.sources(model.config, settings["model_type"])
+    tensors = transfer.pending(params, sources)
+    modules = {name: tensors.pop(name) for name in list(tensors) if "_Dense/" in name}
     directory.mkdir(parents=True, exist_ok=True)
     safetensors_file.write_directory(directory, tensors, max_file_bytes)
-    if dense:
-        _write_sentence_modules(directory, model.config, dense)
-    companions = dict(companions or {})
-    if vocabulary_file is not None and not companions.keys() & set(_TOKENIZERS):
-        t5 = isinstance(model.config, T5Config)
+    if (head := _sentence_head(model.config)) is not None:
+        sentence_modules.write(directory, model.config.d_model, head, modules)
+    _write_companions(directory, model.config, dict(companions or {}), vocabulary_file)
+    json_file.write(directory / CONFIG, settings)  # last: without it the directory is unfinished
+
+
+def _sentence_head(config: ModelConfig) -> Head | None:
+    """Return the head that is written as modules of sentence-transformers, if there is one."""
+    if isinstance(config, T5Config) and config.sentence_head:
+        layer = HeadLayer(size=config.sentence_head, bias=False)
+        return Head(kind="embedding", pooling="mean", layers=(layer,), max_tokens=256)
+    return config.head if config.head and config.head.kind == "embedding" else None
+
+
+def _write_companions(
+    directory: epath.Path,
+    config: ModelConfig,
+    companions: dict[str, epath.Path],
+    vocabulary_file: epath.PathLike | None,
+) -> None:
+    """Write the files beside the weights: tokenizer and generation settings."""
+    tokenizers = {*tokenizer_files.SENTENCEPIECE, *tokenizer_files.HUGGING_FACE}
+    if vocabulary_file is not None and not companions.keys() & tokenizers:
+        t5 = isinstance(config, T5Config)
         companions["spiece.model" if t5 else "tokenizer.model"] = epath.Path(vocabulary_file)
     for name, source in companions.items():
-        source.copy(directory / name, overwrite=True)
-    if isinstance(model.config, T5Config):
-        _complete_tokenizer(directory, model.config)
-    if "generation_config.json" not in companions:
-        _write_json(directory / "generation_config.json", _generation_settings(model.config))
-    _write_json(directory / CONFIG, settings)  # last: without it the directory is unfinished
-
-
-def companions(directory: epath.Path) -> dict[str, epath.Path]:
-    """The files beside a model's weights that go where it goes."""
-    return {name: directory / name for name in COMPANIONS if (directory / name).exists()}
-
-
-def download(name: str) -> epath.Path:
-    """Fetch `owner/model`, or `owner/model@revision`, from the hub; what is cached is not fetched.
-
-    Raises:
-        OSError: no such model, no network and nothing cached, or no huggingface_hub.
-    """
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise OSError(f"to fetch {name!r}, install huggingface-hub") from error
-    repository, _, revision = name.partition("@")
-    try:
-        found = huggingface_hub.snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(_DOWNLOADED)
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(
-            f"{name!r} is no directory here, and the Hugging Face hub does not give it ({reason}); "
-            "check the name and the network, or give a directory"
-        ) from error
-    return epath.Path(found)
-
-
-# --------------------------------------------------------------------------------------------------
-# In
-
-
-def _require_safetensors(directory: epath.Path) -> None:
-    names = (safetensors_file.SINGLE, safetensors_file.INDEX)
-    if any((directory / name).exists() for name in names):
-        return
-    unsafe = [child.name for pattern in _NOT_SAFE for child in directory.glob(pattern)]
-    if unsafe:
-        raise ValueError(
-            f"{directory} holds {unsafe[0]} and no safetensors; pickles are not read, for they run "
-            "code. Convert it: transformers' from_pretrained(...) and save_pretrained(...) write "
-            "safetensors; or take a revision that has them (owner/model@refs/pr/1 on the hub)"
-        )
-    raise FileNotFoundError(f"{directory} holds neither {names[0]} nor {names[1]}")
-
-
-def _named(config: ModelConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors under the full model's names, without those that no model needs."""
-    prefix = huggingface_names.prefix(config)
-    if prefix and not any(name.startswith(prefix) for name in tensors):
-        tensors = {
-            name if name.startswith("lm_head.") else prefix + name: tensor
-            for name, tensor in tensors.items()
-        }
-    if isinstance(config, T5Config) and "shared.weight" not in tensors:
-        copies = [name for name in tensors if name.endswith(".embed_tokens.weight")]
-        if copies:
-            tensors["shared.weight"] = tensors[copies[0]]
-    redundant = huggingface_names.REDUNDANT[config.family]
-    if isinstance(config, T5Config) and not config.num_decoder_layers:
-        redundant += (r"decoder\..*", r"lm_head\.weight")  # a whole model saved, its encoder wanted
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not any(re.fullmatch(pattern, name) for pattern in redundant)
-    }
-
-
-def _settle_tying(
-    config: ModelConfig,
-    settings: Mapping[str, Any],
-    tensors: dict[str, StoredTensor],
-    directory: epath.Path,
-) -> ModelConfig:
-    """Tied or not, as the tensors have it; drops the copy of a tied embedding."""
-    t5 = isinstance(config, T5Config)
-    if "lm_head.weight" not in tensors:
-        # A T5 of transformers 5 that says `false` and has no head is tied, and not scaled.
-        untied_by_name = t5 and not config.tie_embeddings and config.num_decoder_layers
-        if not untied_by_name:
-            return config
-        return dataclasses.replace(config, tie_embeddings=True, scale_tied_logits=False)
-    if not config.tie_embeddings:
-        return config
-    embedding = huggingface_names.sources(config)["token_embedder/embedding"].tensor
-    if embedding in tensors and _equal(tensors["lm_head.weight"], tensors[embedding]):
-        del tensors["lm_head.weight"]
-        return config
-    if t5 and settings["model_type"] == "t5" and config.scale_tied_logits:
-        raise ValueError(
-            f"{directory / CONFIG} says that embeddings are tied, and lm_head.weight differs from "
-            "shared.weight; releases of transformers disagree on what that means. Say "
-            '"tie_word_embeddings": false if it is a T5 v1.1, or remove lm_head.weight'
-        )
-    _log.info("%s: lm_head.weight differs from the embeddings: not tied", directory)
-    untied = {"scale_tied_logits": True} if t5 else {}  # the default: it says nothing any more
-    return dataclasses.replace(config, tie_embeddings=False, **untied)
-
-
-def _equal(a: StoredTensor, b: StoredTensor, rows: int = 4096) -> bool:
-    """Whether two matrices hold the same numbers; read in bands."""
-    if a.shape != b.shape:
-        return False
-    for start in range(0, a.shape[0], rows):
-        index = (slice(start, min(start + rows, a.shape[0])), slice(0, a.shape[1]))
-        bands = [np.empty([s.stop - s.start for s in index], np.float32) for _ in (a, b)]
-        a.copy_to(bands[0], index)
-        b.copy_to(bands[1], index)
-        if not np.array_equal(*bands):
-            return False
-    return True
-
-
-def _dense(directory: epath.Path) -> str | None:
-    """The subdirectory of a sentence-transformers model's projection, or None if it is not one."""
-    if not (directory / "modules.json").exists():
-        return None
-    modules = {
-        module["type"].rpartition(".")[2]: module["path"]
-        for module in json.loads((directory / "modules.json").read_text())
-    }
-    if "Dense" not in modules:
-        return None
-    pooling = json.loads((directory / modules["Pooling"] / CONFIG).read_text())
-    dense = json.loads((directory / modules["Dense"] / CONFIG).read_text())
-    if not pooling.get("pooling_mode_mean_tokens") and pooling.get("pooling_mode") != "mean":
-        raise ValueError(f"{directory}: only the mean over tokens is supported as pooling")
-    if not dense.get("activation_function", "").endswith("Identity") or dense.get("bias"):
-        raise ValueError(f"{directory}: only a plain projection, without bias, is supported")
-    _require_safetensors(directory / modules["Dense"])
-    return modules["Dense"]
-
-
-# --------------------------------------------------------------------------------------------------
-# Out
-
-
-def _write_sentence_modules(
-    directory: epath.Path, config: T5Config, dense: dict[str, safetensors_file.Pending]
-) -> None:
-    (directory / _DENSE_DIRECTORY).mkdir(exist_ok=True)
-    (directory / "1_Pooling").mkdir(exist_ok=True)
-    safetensors_file.write_directory(directory / _DENSE_DIRECTORY, dense)
-    projection = {
-        "in_features": config.d_model,
-        "out_features": config.sentence_head,
-        "bias": False,
-        "activation_function": "torch.nn.modules.linear.Identity",
-    }
-    pooling = {"word_embedding_dimension": config.d_model, "pooling_mode_mean_tokens": True}
-    _write_json(directory / _DENSE_DIRECTORY / CONFIG, projection)
-    _write_json(directory / "1_Pooling" / CONFIG, pooling)
-    modules = {
-        "Transformer": "",
-        "Pooling": "1_Pooling",
-        "Dense": "2_Dense",
-        "Normalize": "3_Normalize",
-    }
-    listed = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(modules.items())
-    ]
-    _write_json(directory / "modules.json", listed)
-    _write_json(directory / "sentence_bert_config.json", {"max_seq_length": 256})
+        if name in tokenizer_files.SENTENCEPIECE:
+            digests.copy_with_digests(source, directory / name)
+        else:
+            source.copy(directory / name, overwrite=True)
+    if isinstance(config, T5Config):
+        _complete_tokenizer(directory, config)
+    if "generation_config.json" not in companions and not isinstance(config, EncoderConfig):
+        json_file.write(directory / "generation_config.json", _generation_settings(config))
 
 
 def _complete_tokenizer(directory: epath.Path, config: T5Config) -> None:
-    """Write what transformers wants beside a vocabulary to open it, where it is not there yet."""
+    """Write the files with which transformers opens a vocabulary, where they are missing."""
     vocabulary = directory / "spiece.model"
     made: dict[str, Any] = {}
     if vocabulary.exists():
         content = vocabulary.read_bytes()
-        made["tokenizer_config.json"] = tokenizer_files.settings
-        made["tokenizer.json"] = tokenizer_files.tokenizer
-        made = {name: make for name, make in made.items() if not (directory / name).exists()}
+        makers = {
+            "tokenizer_config.json": tokenizer_files.settings,
+            "tokenizer.json": tokenizer_files.tokenizer,
+        }
         try:
-            made = {name: make(content, config) for name, make in made.items()}
-        except ValueError as error:
+            for name, make in makers.items():
+                if not (directory / name).exists():
+                    made[name] = make(content, config)
+        except ModelError as error:
             _log.warning("%s: transformers will not open this vocabulary: %s", vocabulary, error)
             return
     elif tokenizer_files.is_bytes(config) and not (directory / "tokenizer_config.json").exists():
         made["tokenizer_config.json"] = tokenizer_files.byte_settings()
     for name, value in made.items():
-        _write_json(directory / name, value)
+        json_file.write(directory / name, value)
 
 
 def _generation_settings(config: ModelConfig) -> dict[str, Any]:
     settings = {"eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
-    if isinstance(config, T5Config):
-        return {"decoder_start_token_id": config.decoder_start_id, **settings}
-    return settings if config.bos_id is None else {"bos_token_id": config.bos_id, **settings}
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    if config.start_id is None:
+        return settings
+    name = "decoder_start_token_id" if config.has_encoder else "bos_token_id"
+    return {name: config.start_id, **settings}

@@ -1,22 +1,29 @@
-"""The arrays of a tree that Orbax wrote, read one by one through TensorStore, a slice at a time.
+"""Arrays of a tree that Orbax wrote, read one by one through TensorStore, a slice at a time.
 
     _METADATA          the tree: names, and whether arrays are kept in one database (OCDBT) and how
     checkpoint         in its place before 2024: msgpack, with a placeholder for each array, or the
                        array itself where it was small
     manifest.ocdbt     the database, if there is one; else a zarr directory for each array
 
-Orbax itself restores a whole tree at a time, each array in one piece. An array bears the name of
-its path in the tree, joined by dots.
+Orbax itself restores a whole tree at a time, each array in one piece. The name of an array is its
+path in the tree, joined by dots.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
 
+from models import json_file
+from models.errors import ModelError
 from models.weights import flax_msgpack
-from models.weights.stored import StoredTensor, ZarrTensor, kvstore, open_zarr
+from models.weights.stored import (
+    StoredTensor,
+    ZarrTensor,
+    kvstore,
+    open_zarr,
+    tensorstore_reason,
+)
 
 METADATA = "_METADATA"
 _OLD_INDEX = "checkpoint"
@@ -25,45 +32,49 @@ _NO_ARRAYS = ("None", "Dict", "List", "Tuple", "NamedTuple", "string", "Empty")
 
 
 def is_tree(directory: epath.Path) -> bool:
-    """Whether a directory holds a tree of Orbax's."""
+    """Return whether a directory holds a tree that Orbax wrote."""
     names = (METADATA, "manifest.ocdbt")
     return any((directory / name).exists() for name in names)
 
 
 def names(directory: epath.Path) -> dict[str, Any]:
-    """What the tree holds: paths, joined by slashes, to an array's name, or to the array itself.
+    """Return the tree's leaves: paths, joined by slashes, to an array's name, or to the array.
 
     Raises:
-        ValueError: an index that cannot be understood.
+        ModelError: an index that is damaged.
     """
     if (directory / _OLD_INDEX).exists():  # complete where both are there; _METADATA lacks values
         tree = flax_msgpack.read_file(directory / _OLD_INDEX)
         return dict(_placed(tree, ()))
     try:
-        entries = _settings(directory)["tree_metadata"].values()
+        entries = json_file.read_object(directory / METADATA)["tree_metadata"].values()
         paths = [
             [str(key["key"]) for key in entry["key_metadata"]]
             for entry in entries
             if entry["value_metadata"]["value_type"] not in _NO_ARRAYS
         ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{directory / METADATA} is not Orbax's index of a tree") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{directory / METADATA} is not Orbax's index of a tree ({error!r}): copy or download "
+            "the checkpoint again"
+        ) from error
     return {"/".join(path): ".".join(path) for path in paths}
 
 
 def tensors(
     directory: epath.Path, wanted: Callable[[str], bool] = lambda _: True
 ) -> dict[str, StoredTensor]:
-    """The arrays under the paths that are `wanted`; looks up their shapes, reads nothing else.
+    """Return the arrays under the paths that are `wanted`; only their shapes are read.
 
     Raises:
-        ValueError: an array that the index names is missing, or cannot be opened.
+        ModelError: an array that the index names is missing, or cannot be opened.
     """
-    settings = _settings(directory) if (directory / METADATA).exists() else {}
+    metadata = directory / METADATA
+    settings = json_file.read_object(metadata) if metadata.exists() else {}
     database = (directory / "manifest.ocdbt").exists()
     driver = "zarr3" if settings.get("use_zarr3") else "zarr"
-    # Orbax once left out chunks of zeros. In a database a chunk cannot get lost otherwise; a
-    # missing file may have been forgotten by whoever copied the directory.
+    # Earlier releases of Orbax left out chunks of zeros. In a database a chunk is missing for no
+    # other reason; a missing file may be the fault of an incomplete copy.
     sparse = database and not settings.get("store_array_data_equal_to_fill_value", False)
     found = {path: value for path, value in names(directory).items() if wanted(path)}
     stores: dict[str, dict[str, Any]] = {}
@@ -75,27 +86,25 @@ def tensors(
     for path, future in opening.items():
         try:
             shape = tuple(future.result().shape)
-        except ValueError as error:
-            reason = str(error).partition(" [tensorstore_spec=")[0]
-            raise ValueError(f"{directory} lacks the array of {path}: {reason}") from error
+        except (ValueError, OSError) as error:
+            raise ModelError(
+                f"{directory} lacks the array of {path} ({tensorstore_reason(error)}): copy or "
+                "download the checkpoint again"
+            ) from error
         found[path] = ZarrTensor(shape, stores[path], driver, sparse)
     return found
 
 
-def _settings(directory: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / METADATA).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{directory / METADATA} is not Orbax's index of a tree") from error
-
-
 def _kvstore(directory: epath.Path, name: str, database: bool) -> dict[str, Any]:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ModelError(f"{directory} names the array {name!r}, which is outside of it")
     if not database:
         return kvstore(directory / name)
     return {"driver": "ocdbt", "base": kvstore(directory), "path": f"{name}/"}
 
 
 def _placed(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield (path, name of the array or the array) of an index of before 2024."""
     if isinstance(tree, dict):
         for name, child in tree.items():
             yield from _placed(child, (*path, str(name)))

@@ -1,9 +1,9 @@
-"""T5X checkpoints in: TensorStore directories, those of Orbax, and the single msgpack files before.
+"""T5X checkpoints in: TensorStore directories, those of Orbax, and single msgpack files.
 
     checkpoint_1000000/
       checkpoint                                  msgpack: a tree of TensorStore specs, or arrays
       target.encoder.layers_0.mlp.wo.kernel/      a zarr array for each parameter
-      state.param_states. ... .v_row/             and for each optimiser slot
+      state.param_states. ... .v_row/             and for each optimizer slot
 
     checkpoint_1000000/                           as T5X writes through Orbax
       state/_METADATA, state/checkpoint           Orbax's index, see `orbax_arrays`
@@ -14,11 +14,11 @@
   every published model) and the activation (tanh-GELU when gated, else ReLU) follows from its
   shapes.
 - Layers are either numbered, or scanned: `encoder/encoder/...` with the layers on axis 1. The
-  network that scans gives every layer a relative bias of its own, numbered too, in any size.
+  network that can scan has a relative bias in every layer, also where its layers are numbered.
   Attention kernels are [d_model, heads * d_kv], or with heads and d_kv apart; both occur in each
   layout.
-- What stands under `target/` must be the model exactly. What stands under `state/` is the
-  optimiser's: counted and reported, never loaded.
+- The tensors under `target/` must be the model's exactly. Those under `state/` are the
+  optimizer's: counted and reported, never loaded.
 """
 
 import dataclasses
@@ -30,8 +30,9 @@ import numpy as np
 from etils import epath
 
 from models.config import T5Config
+from models.errors import ModelError, ModelNotFound, reading
 from models.model import Model
-from models.weights import flax_msgpack, orbax_arrays, transfer
+from models.weights import flax_msgpack, limits, orbax_arrays, transfer
 from models.weights.stored import Index, StoredTensor, ZarrTensor, kvstore
 from models.weights.transfer import Source, Stored
 
@@ -44,7 +45,7 @@ _INDEXES = (
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
-    """The index file of a checkpoint, of the newest one in a run's directory, or None.
+    """Return the index file of a checkpoint, of the newest one in a run's directory, or None.
 
     Both `checkpoint_<step>/` directories and `checkpoint_<step>` files are found.
     """
@@ -65,33 +66,38 @@ def find(path: epath.PathLike) -> epath.Path | None:
 
 
 def read(path: epath.PathLike) -> Stored:
-    """Look into a checkpoint: reads its index only. Optimiser slots are counted in the notes.
+    """Return a checkpoint's model, from its index only. Optimizer slots are counted in the notes.
 
     Raises:
-        FileNotFoundError: there is none at `path`.
-        ValueError: not T5X, or a T5X checkpoint of a kind that cannot be read here.
+        ModelNotFound: there is none at `path`.
+        ModelError: not T5X, or a T5X checkpoint of a kind that is not supported.
     """
     index = find(path)
     if index is None:
-        raise FileNotFoundError(f"{path} holds no T5X checkpoint: no file named {INDEX!r}")
+        raise ModelNotFound(f"{path} holds no T5X checkpoint: no file named {INDEX!r}")
     leaves = _orbax(index) if orbax_arrays.is_tree(index.parent) else _native(index)
     step = leaves.pop("state/step", None)
     unknown = [name for name in leaves if not name.startswith(("target/", "state/"))]
     if unknown or not leaves:
-        raise ValueError(f"{index} is not the index of a T5X checkpoint; it holds {unknown[:8]}")
+        raise ModelError(
+            f"{index} is not the index of a T5X checkpoint; it holds {unknown[:8] or 'nothing'}"
+        )
     slots = sum(name.startswith("state/") for name in leaves)
-    tensors = _named({k[7:]: leaf for k, leaf in leaves.items() if k.startswith("target/")})
+    parameters = {name[7:]: leaf for name, leaf in leaves.items() if name.startswith("target/")}
+    if wrong := [name for name, leaf in parameters.items() if not hasattr(leaf, "copy_to")]:
+        raise ModelError(f"{index}: {wrong[:8]} are no arrays: copy or download it again")
+    tensors = _named(parameters)
     scanned = any(name.startswith("encoder/encoder/") for name in tensors)
     config = infer_config(tensors, str(index))
-    notes = {"step": None if step is None else _scalar(step), "optimiser slots, not loaded": slots}
+    notes = {"step": None if step is None else _scalar(step), "optimizer slots, not loaded": slots}
     return Stored(config, _sources(config, scanned), tensors, str(index), notes)
 
 
 def infer_config(tensors: Mapping[str, StoredTensor], origin: str) -> T5Config:
-    """The configuration that the names and shapes of a checkpoint's tensors imply.
+    """Return the configuration that the names and shapes of a checkpoint's tensors imply.
 
     Raises:
-        ValueError: the names are not those of an encoder-decoder, or of an encoder.
+        ModelError: the names are not those of an encoder-decoder, or of an encoder.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     scanned = "encoder/encoder/mlp/wo/kernel" in shapes
@@ -99,36 +105,39 @@ def infer_config(tensors: Mapping[str, StoredTensor], origin: str) -> T5Config:
     per_layer = "encoder/relpos_bias/rel_embedding" not in shapes
     bias = f"{layer if per_layer else 'encoder'}/relpos_bias/rel_embedding"
     gated = f"{layer}/mlp/wi_0/kernel" in shapes
+    head = shapes.get("projection_layer/kernel")
     try:
         vocab_size, d_model = shapes["token_embedder/embedding"]
         num_heads, buckets = shapes[bias][0], shapes[bias][-1]
         d_ff = shapes[f"{layer}/mlp/{'wi_0' if gated else 'wi'}/kernel"][-1]
         joined = shapes[f"{layer}/attention/query/kernel"][-1]
+        config = T5Config(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            d_kv=joined // num_heads,
+            d_ff=d_ff,
+            num_heads=num_heads,
+            num_encoder_layers=_count_layers("encoder", shapes),
+            num_decoder_layers=_count_layers("decoder", shapes),
+            activation="gelu" if gated else "relu",
+            gated=gated,
+            tie_embeddings="decoder/logits_dense/kernel" not in shapes,
+            relpos_buckets=buckets,
+            relpos_per_layer=per_layer,
+            sentence_head=head[-1] if head else None,
+        )
+        return limits.checked(config)
     except KeyError as error:
-        raise ValueError(
+        raise ModelError(
             f"{origin} holds no target/{error.args[0]}: it is not a T5 encoder-decoder, "
             "nor an encoder, as T5X names them"
         ) from error
-    head = shapes.get("projection_layer/kernel")
-    return T5Config(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_kv=joined // num_heads,
-        d_ff=d_ff,
-        num_heads=num_heads,
-        num_encoder_layers=_count_layers("encoder", shapes),
-        num_decoder_layers=_count_layers("decoder", shapes),
-        activation="gelu" if gated else "relu",
-        gated=gated,
-        tie_embeddings="decoder/logits_dense/kernel" not in shapes,
-        relpos_buckets=buckets,
-        relpos_per_layer=per_layer,
-        sentence_head=head[-1] if head else None,
-    )
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise ModelError(f"{origin} holds tensors of shapes that no T5 has ({error})") from error
 
 
 def _sources(config: T5Config, scanned: bool) -> dict[str, Source]:
-    """The tensor of each parameter; the parameters' names are T5X's own, but for scanned layers."""
+    """Return the tensor of each parameter; but for scanned layers, T5X's names are the same."""
     model = Model(dataclasses.replace(config, scan_layers=scanned))
     return {
         path: Source(
@@ -151,10 +160,10 @@ def _count_layers(stack: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _native(index: epath.Path) -> dict[str, Any]:
-    """The leaves of an index that T5X wrote itself, by name; or an early Orbax, in such a file."""
-    with index.open("rb") as file:
+    """Return the leaves, by name, of an index that T5X or an early release of Orbax wrote."""
+    with reading(index), index.open("rb") as file:
         if file.read(22) == b"model_checkpoint_path:":
-            raise ValueError(
+            raise ModelError(
                 f"{index.parent} is a TensorFlow checkpoint; use the T5X conversion that was "
                 "published of it, or t5x.scripts.convert_tf_checkpoint"
             )
@@ -165,7 +174,7 @@ def _native(index: epath.Path) -> dict[str, Any]:
 
 
 def _orbax(index: epath.Path) -> dict[str, Any]:
-    """The leaves of a tree that T5X wrote through Orbax. Optimiser slots are not opened."""
+    """Return the leaves of a tree that T5X wrote through Orbax. Optimizer slots are not opened."""
 
     def wanted(path: str) -> bool:
         return path.startswith("target/") or path == "state/step"
@@ -175,7 +184,7 @@ def _orbax(index: epath.Path) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, index: epath.Path, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """The tree's arrays by name. What was never written (None, an empty node) is passed over."""
+    """Yield the tree's arrays by name. None and empty nodes are skipped."""
     if isinstance(tree, dict) and {"driver", "kvstore", "metadata"} <= tree.keys():
         yield "/".join(path), _zarr(tree, index, "/".join(path))
     elif isinstance(tree, dict):
@@ -186,18 +195,27 @@ def _leaves(tree: Any, index: epath.Path, path: tuple[str, ...]) -> Iterator[tup
 
 
 def _zarr(spec: dict[str, Any], index: epath.Path, name: str) -> ZarrTensor:
-    """The array of a TensorStore spec, whose path is relative to the checkpoint.
+    """Return the array of a TensorStore spec, whose path is relative to the checkpoint.
 
     The spec's own driver and bucket say where the checkpoint was written, not where it is now.
     """
     if spec["driver"] != "zarr":
-        raise ValueError(f"{index}: {name} is kept as {spec['driver']!r}; only zarr is read")
-    where = spec["kvstore"].get("path") or spec["path"]
-    return ZarrTensor(tuple(spec["metadata"]["shape"]), kvstore(index.parent / where))
+        raise ModelError(f"{index}: {name} is kept as {spec['driver']!r}; only zarr is read")
+    try:
+        where = spec["kvstore"].get("path") or spec["path"]
+        shape = tuple(int(n) for n in spec["metadata"]["shape"])
+        outside = where.startswith("/") or ".." in where.split("/")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{index}: the entry of {name} is damaged ({error!r}): copy or download it again"
+        ) from error
+    if outside:
+        raise ModelError(f"{index}: the array of {name} is in {where!r}, outside of the checkpoint")
+    return ZarrTensor(shape, kvstore(index.parent / where))
 
 
 def _named(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The model's tensors under the names and in the ranks that `sources` expects."""
+    """Return the model's tensors under the names and in the ranks that `_sources` expects."""
     # A dual encoder has its embedding inside the encoder.
     if "token_embedder/embedding" not in tensors and "encoder/token_embedder/embedding" in tensors:
         tensors["token_embedder/embedding"] = tensors.pop("encoder/token_embedder/embedding")
@@ -220,7 +238,7 @@ def _scalar(value: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _JoinedHeads:
-    """An attention kernel whose heads and d_kv are two axes, seen as one in the heads' place."""
+    """An attention kernel whose heads and d_kv are two axes, joined to one in the heads' place."""
 
     inner: StoredTensor
     heads_axis: int

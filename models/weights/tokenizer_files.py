@@ -1,10 +1,9 @@
-"""The files by which transformers opens a T5 vocabulary, made from a SentencePiece model.
+"""Tokenizer files beside weights: their names, and those that transformers opens a T5 with.
 
-- `tokenizer.json` as the tokenizers library reads it: the only form in which transformers 5 opens
-  umT5's vocabulary, and what it makes of `spiece.model` for the other T5s.
+- `tokenizer.json` is written as the tokenizers library reads it: the only form in which
+  transformers 5 opens umT5's vocabulary, and what it converts `spiece.model` of other T5s into.
 - The sentinels are not in T5's SentencePiece model: `<extra_id_0>` is the last id, as in seqio.
-- The model's protocol buffer is read here: the few fields that are wanted do not justify another
-  package.
+- The model's protocol buffer is parsed here: its few fields do not justify another package.
 """
 
 import base64
@@ -13,12 +12,37 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
+
 from models.config import T5Config
+from models.errors import ModelError
+from models.weights.digests import read_digests
+
+VOCABULARY = "vocabulary.model"  # in a directory of Winnow weights, and in a corpus
+
+# Names of a SentencePiece model, in the order in which they are looked for.
+T5_SENTENCEPIECE = (VOCABULARY, "spiece.model", "sentencepiece.model")
+SENTENCEPIECE = (*T5_SENTENCEPIECE, "tokenizer.model")
+HUGGING_FACE = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _UNIGRAM = 1  # TrainerSpec.model_type
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # SentencePiece.type
 _SPACE = {"replacement": "▁", "prepend_scheme": "always", "split": True}
 _BYTES = 384  # ids of ByT5: 3 special ones, 256 bytes, 125 sentinels
+
+
+def find_sentencepiece(
+    directory: epath.Path, names: tuple[str, ...] = SENTENCEPIECE
+) -> epath.Path | None:
+    """Return the SentencePiece model beside weights, checked where it has digests, or None.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    found = next((directory / name for name in names if (directory / name).exists()), None)
+    if found is not None and (digests := read_digests(found)) is not None:
+        digests.check_all()
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +53,17 @@ class _Vocabulary:
 
 
 def is_bytes(config: T5Config) -> bool:
-    """Whether this is the shape of ByT5, whose tokenizer needs no vocabulary."""
+    """Return whether this is the shape of ByT5, whose tokenizer needs no vocabulary."""
     return config.vocab_size == _BYTES
 
 
 def byte_settings() -> dict[str, Any]:
-    """tokenizer_config.json of ByT5."""
+    """Return ByT5's tokenizer_config.json."""
     return {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}
 
 
 def settings(spiece_model: bytes, config: T5Config) -> dict[str, Any]:
-    """tokenizer_config.json for a SentencePiece model."""
+    """Return the tokenizer_config.json of a SentencePiece model."""
     vocabulary = _parse(spiece_model)
     special = _special(vocabulary)
     return {
@@ -52,14 +76,14 @@ def settings(spiece_model: bytes, config: T5Config) -> dict[str, Any]:
 
 
 def tokenizer(spiece_model: bytes, config: T5Config) -> dict[str, Any]:
-    """tokenizer.json for a SentencePiece model.
+    """Return the tokenizer.json of a SentencePiece model.
 
     Raises:
-        ValueError: not a SentencePiece model, or not a unigram model with pad 0 and EOS 1.
+        ModelError: not a SentencePiece model, or not a unigram model with pad 0 and EOS 1.
     """
     vocabulary = _parse(spiece_model)
     if not vocabulary.unigram:
-        raise ValueError("T5 vocabularies are unigram models; this SentencePiece model is not")
+        raise ModelError("T5 vocabularies are unigram models; this SentencePiece model is not")
     _, eos, unknown = _special(vocabulary)
     pieces = [(piece, score) for piece, score, _ in vocabulary.pieces]
     added = {
@@ -109,11 +133,11 @@ def tokenizer(spiece_model: bytes, config: T5Config) -> dict[str, Any]:
 
 
 def _special(vocabulary: _Vocabulary) -> tuple[str, str, str]:
-    """Padding, end of sequence, unknown."""
+    """Return the pieces of padding, end of sequence and unknown."""
     pieces = vocabulary.pieces
     unknown = [piece for piece, _, kind in pieces if kind == _UNKNOWN]
     if len(pieces) < 3 or len(unknown) != 1 or {kind for *_, kind in pieces[:2]} != {_CONTROL}:
-        raise ValueError(
+        raise ModelError(
             "the SentencePiece model is not one of T5's: id 0 must be padding, 1 the end of a "
             "sequence, and one piece unknown"
         )
@@ -121,7 +145,7 @@ def _special(vocabulary: _Vocabulary) -> tuple[str, str, str]:
 
 
 def _sentinels(vocabulary: _Vocabulary, config: T5Config) -> int:
-    """How many stand behind the vocabulary: none where it has them itself, as mT5's."""
+    """Return the number of sentinels after the pieces: none where they are pieces, as in mT5."""
     if any(piece.lstrip("▁") == "<extra_id_0>" for piece, *_ in vocabulary.pieces):
         return 0
     umt5 = config.relpos_per_layer and len(vocabulary.pieces) + 300 <= config.vocab_size
@@ -145,12 +169,12 @@ def _parse(spiece_model: bytes) -> _Vocabulary:
             elif field == 3:  # normalizer_spec
                 normalizer = dict(_fields(value)).get(2, b"")
     except (IndexError, KeyError, struct.error, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError("the vocabulary is not a SentencePiece model") from error
+        raise ModelError("the vocabulary is not a SentencePiece model") from error
     return _Vocabulary(pieces, model_type == _UNIGRAM, normalizer)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a message's fields: integers, floats, and bytes."""
+    """Yield (number, value) of a message's fields: integers, floats and bytes."""
     at = 0
 
     def varint() -> int:
@@ -163,6 +187,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
             shift += 7
             if byte < 0x80:
                 return value
+            if shift > 63:
+                raise KeyError("an integer of over 64 bits")
 
     while at < len(message):
         key = varint()

@@ -1,16 +1,17 @@
-"""From stored tensors to a model's parameters, and back.
+"""Transfer of stored tensors to a model's parameters, and back.
 
 Every format is a mapping from the model's parameters to the tensors that hold them (`Source`),
 written for unrolled layers. This module does the rest, for all formats alike:
 
 - The key sets must match exactly, both ways, and every shape. A tensor that no parameter claims
-  is as much an error as one that is missing: converters have written decoder weights under
-  encoder names, and nobody saw it.
+  is an error, as a missing one is: converters have written decoder weights under encoder names
+  without notice.
 - A parameter is read in pieces of at most `PIECE_BYTES`, cut where its file is read cheaply. Each
   is put together in its final form (transposed, stacked, cast) on the host, written into the array
-  on its devices, and let go. So the host never holds a parameter, let alone the model.
-- Stacked layers are read layer by layer into the stack, and written from it layer by layer. What
-  a file keeps as a stack is read as one, and taken apart on the devices where layers are wanted.
+  on its devices, and released. So the host never holds a parameter, let alone the model.
+- Stacked layers are read layer by layer into the stack, and written from it layer by layer. A stack
+  in a file is read as one, and split on the devices where unrolled layers are requested.
+- float16 is refused where a value exceeds its range.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from flax import traverse_util
 
 from models import partitioning
 from models.config import ModelConfig
+from models.errors import ModelError
 from models.model import Model
 from models.weights.safetensors_file import Pending
 from models.weights.stored import Index, StoredTensor
@@ -42,49 +44,95 @@ PIECE_BYTES = 16 << 20
 _log = logging.getLogger(__name__)
 
 
+class Part(NamedTuple):
+    """The part of a longer last axis that belongs to one parameter, as in joint projections.
+
+    The axis consists of `groups` equal blocks; in each, the parameter has as many consecutive
+    entries, from `start` on. Of query, key and value the k-th is, with d outputs each,
+    Part(k * d, 3 * d) in GPT-2, and Part(k * head_dim, 3 * d, heads) in GPT-NeoX.
+
+    Attributes:
+        start: index in a block of the parameter's first entry.
+        total: length of the whole axis.
+        groups: number of blocks.
+    """
+
+    start: int
+    total: int
+    groups: int = 1
+
+    def ranges(self, own: int, wanted: slice) -> Iterator[tuple[slice, slice]]:
+        """Yield (range relative to `wanted`, range of the whole axis) for each block touched.
+
+        Args:
+            own: length of the parameter's axis.
+            wanted: a range of it.
+        """
+        width, block = own // self.groups, self.total // self.groups
+        for group in range(wanted.start // width, -(-wanted.stop // width)):
+            first, last = max(wanted.start, group * width), min(wanted.stop, (group + 1) * width)
+            shift = group * (block - width) + self.start
+            inside = slice(first - wanted.start, last - wanted.start)
+            yield inside, slice(first + shift, last + shift)
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one parameter is kept.
+    """The place of one parameter in a file.
 
     Attributes:
         tensor: name of the stored tensor.
         transposed: the tensor is [out, in]; kernels here are [in, out].
-        part: (k, n): the parameter is the k-th of n equal parts of the tensor's last axis, as in
-            GPT-2's joint projection of query, key and value.
-        layers_axis: the parameter is a whole stack, kept with its layers on this axis: 1 as T5X
-            scans, 0 in a training run of Winnow's. None: one layer's, or not a layer's.
+        part: the parameter is a part of the tensor, along the parameter's last axis.
+        layers_axis: the parameter is a whole stack, stored with its layers on this axis: 1 in
+            scanned T5X checkpoints, 0 in training runs. None: one layer's, or not a layer's.
     """
 
     tensor: str
     transposed: bool = False
-    part: tuple[int, int] = (0, 1)
+    part: Part | None = None
     layers_axis: int | None = None
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the tensor of a parameter of this shape must have."""
+        """Return the shape that the tensor of a parameter of this shape must have."""
+        if self.part is not None:
+            shape = (*shape[:-1], self.part.total)
         if self.transposed:
             shape = shape[::-1]
         if self.layers_axis == 1:
             shape = (shape[1], shape[0], *shape[2:])
-        return (*shape[:-1], shape[-1] * self.part[1]) if shape else shape
+        return shape
 
-    def fill(self, block: np.ndarray, index: Index, tensors: Mapping[str, StoredTensor]) -> None:
-        """Write `parameter[index]` into `block`."""
+    def fill(
+        self,
+        block: np.ndarray,
+        index: Index,
+        shape: tuple[int, ...],
+        tensors: Mapping[str, StoredTensor],
+    ) -> None:
+        """Write `parameter[index]` into `block`; `shape` is the parameter's."""
         tensor = tensors[self.tensor]
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise ValueError(f"{self.tensor} holds {tensor.dtype}, which is no floating-point type")
+            raise ModelError(
+                f"{self.tensor} holds {tensor.dtype}, which is no floating-point type: quantized "
+                "weights are not supported"
+            )
+        if self.part is None:
+            self._copy(tensor, block, index)
+            return
+        for inside, whole in self.part.ranges(shape[-1], index[-1]):
+            self._copy(tensor, block[..., inside], (*index[:-1], whole))
+
+    def _copy(self, tensor: StoredTensor, block: np.ndarray, index: Index) -> None:
+        """Write a range of the tensor, given in the parameter's axes, into `block`."""
         if self.transposed:
             block, index = block.T, index[::-1]
         if self.layers_axis == 1:
             block, index = np.moveaxis(block, 0, 1), (index[1], index[0], *index[2:])
-        k, n = self.part
-        if n > 1:
-            first = k * tensor.shape[-1] // n
-            index = (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))
         tensor.copy_to(block, index)
 
     def grain(self, tensors: Mapping[str, StoredTensor]) -> tuple[int, ...]:
-        """The tensor's `grain`, in the parameter's axes."""
+        """Return the tensor's `grain`, in the parameter's axes."""
         grain = tensors[self.tensor].grain
         if self.layers_axis == 1:
             grain = (grain[1], grain[0], *grain[2:])
@@ -96,15 +144,15 @@ Sources = Mapping[str, Source]
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A model on disk that was looked into, not loaded.
+    """A model on disk, known from headers and indexes, and not loaded.
 
     Attributes:
         config: its configuration, given or inferred.
-        sources: for each parameter its tensor: for each layer's under its unrolled name, or for a
-            whole stack under its own where the tensor is one.
-        tensors: all that the files hold for the model, less what is known to be redundant.
+        sources: the tensor of each parameter: under the unrolled name of each layer's, or under the
+            stack's own name where the tensor is a whole stack.
+        tensors: all tensors of the files, less those that are known to be redundant.
         origin: its name, for messages.
-        notes: what else there is to know, to show.
+        notes: other facts to show to the user.
     """
 
     config: ModelConfig
@@ -115,25 +163,54 @@ class Stored:
 
     @property
     def stacked(self) -> bool:
-        """Whether layers are kept as stacks."""
+        """True where the file holds layers as stacks."""
         return any(source.layers_axis is not None for source in self.sources.values())
 
     def check(self) -> None:
-        """Raise ValueError unless the tensors are exactly the model's, in name and in shape."""
+        """Raise ModelError unless the tensors are exactly the model's, in name and in shape."""
         _check(_claims(self, Model(dataclasses.replace(self.config, scan_layers=True))), self)
 
 
 def flatten(tree: Params) -> dict[str, Any]:
-    """{"encoder/layers/attention/query/kernel": leaf, ...}"""
+    """Return a flat dictionary: {"encoder/layers/attention/query/kernel": leaf, ...}."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
+    """Return the nested dictionary that `flatten` flattened."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
+def expert_paths(path: str, shape: Sequence[int]) -> list[str]:
+    """Return the names of the experts' parts of an unrolled parameter, or its own name.
+
+    >>> expert_paths("decoder/layers_0/mlp/experts/wo/kernel", (2, 48, 32))
+    ['decoder/layers_0/mlp/experts_0/wo/kernel', 'decoder/layers_0/mlp/experts_1/wo/kernel']
+    """
+    head, stacked, tail = path.partition("/experts/")
+    return [f"{head}/experts_{i}/{tail}" for i in range(shape[0])] if stacked else [path]
+
+
+def stored_paths(path: str, shape: Sequence[int], stored: Collection[str]) -> tuple[list[str], int]:
+    """Return the names among `stored` under which a parameter is stored.
+
+    It is stored whole, layer by layer, or expert by expert in every layer.
+
+    Returns:
+        Names in the order of the entries, and the number of leading axes that count them.
+    """
+    if path in stored:
+        return [path], 0
+    layers = unrolled_paths(path, shape)
+    depth = int(layers != [path])
+    if layers[0] in stored:
+        return layers, depth
+    experts = [name for layer in layers for name in expert_paths(layer, shape[depth:])]
+    return (experts, depth + 1) if len(experts) > len(layers) else (layers, depth)
+
+
 def unrolled_paths(path: str, shape: Sequence[int]) -> list[str]:
-    """The name of each layer's part of a stacked parameter; of any other, its own name.
+    """Return the names of a stacked parameter's layers, or the own name of any other parameter.
 
     >>> unrolled_paths("encoder/layers/mlp/wo/kernel", (2, 1024, 512))
     ['encoder/layers_0/mlp/wo/kernel', 'encoder/layers_1/mlp/wo/kernel']
@@ -147,14 +224,17 @@ def unrolled_paths(path: str, shape: Sequence[int]) -> list[str]:
 
 
 class _Claim(NamedTuple):
-    """What one parameter is read from: one tensor, or one for each layer of a stack."""
+    """A parameter and its sources: one tensor, or one for each entry of a stack.
+
+    `stacked` leading axes count the sources: of layers, of experts, or of both.
+    """
 
     shape: tuple[int, ...]
-    by_layer: bool
+    stacked: int
     sources: list[Source]
 
     def expected(self) -> dict[str, tuple[int, ...]]:
-        piece = self.shape[1:] if self.by_layer else self.shape
+        piece = self.shape[self.stacked :]
         return {source.tensor: source.stored_shape(piece) for source in self.sources}
 
     def read(
@@ -165,36 +245,37 @@ class _Claim(NamedTuple):
         observe: Observer | None = None,
     ) -> None:
         """Write `parameter[index]` into `block`."""
-        layers = [(block, self.sources[0])]
-        if self.by_layer:
-            layers = list(zip(block, self.sources[index[0]], strict=True))
-            index = index[1:]
-        for part, source in layers:
-            source.fill(part, index, tensors)
+        stack, index = index[: self.stacked], index[self.stacked :]
+        counts, shape = self.shape[: self.stacked], self.shape[self.stacked :]
+        numbers = np.arange(math.prod(counts)).reshape(counts)[stack]
+        for place, number in np.ndenumerate(numbers):
+            source, part = self.sources[number], block[place]
+            with np.errstate(over="ignore"):  # float16: see _check_range
+                source.fill(part, index, shape, tensors)
             if observe is not None:
                 observe(source.tensor, tuple(s.start for s in index), part)
 
     def pieces(
         self, index: Index, itemsize: int, tensors: Mapping[str, StoredTensor]
     ) -> Iterator[Index]:
-        """`index` in parts of at most `PIECE_BYTES`, if the tensors can be read in such parts."""
+        """Yield parts of `index` of at most `PIECE_BYTES`, or of the smallest that can be read."""
         lengths = [s.stop - s.start for s in index]
         size = math.prod(lengths) * itemsize
         if size <= PIECE_BYTES:
             yield index
-        elif self.by_layer and lengths[0] > 1:
-            for rows in _cut(index[0], 1, PIECE_BYTES * lengths[0] // size):
-                yield from self.pieces((rows, *index[1:]), itemsize, tensors)
+        elif (axis := next((a for a in range(self.stacked) if lengths[a] > 1), -1)) >= 0:
+            for rows in _cut(index[axis], 1, PIECE_BYTES * lengths[axis] // size):
+                inner = (*index[:axis], rows, *index[axis + 1 :])
+                yield from self.pieces(inner, itemsize, tensors)
         else:
-            grain = self.sources[0].grain(tensors)
-            grain = (1, *grain) if self.by_layer else grain
+            grain = (1,) * self.stacked + self.sources[0].grain(tensors)
             axis = max(range(len(index)), key=lambda a: -(-lengths[a] // grain[a]))
             for part in _cut(index[axis], grain[axis], PIECE_BYTES * lengths[axis] // size):
                 yield (*index[:axis], part, *index[axis + 1 :])
 
 
 def _cut(whole: slice, grain: int, limit: int) -> Iterator[slice]:
-    """Nearly equal parts of at most `limit`, or of one grain, that begin at multiples of it."""
+    """Yield nearly equal parts of at most `limit`, or of one grain, from multiples of the grain."""
     length = whole.stop - whole.start
     count = -(-length // max(limit, 1))
     step = max(grain, -(-length // count) // grain * grain)
@@ -214,11 +295,11 @@ def load(
 ) -> tuple[Model, Params]:
     """Read a model's parameters into device arrays; see `models.weights.load`.
 
-    `observe(tensor, start, values)` sees everything that is read once, in float32 and before it is
-    cast; over all processes together, where several load.
+    `observe(tensor, start, values)` is called once for everything that is read, in float32 before
+    the cast; where several processes load, once over all of them together.
 
     Raises:
-        ValueError: key sets or shapes that do not match.
+        ModelError: key sets or shapes that do not match, or values beyond the range of float16.
     """
     dtype = np.dtype(dtype or jnp.float32)
     model = Model(dataclasses.replace(stored.config, scan_layers=scan_layers))
@@ -238,6 +319,7 @@ def load(
         def read(index: Index, first: bool, claim: _Claim = claim) -> np.ndarray:
             block = staging.block([s.stop - s.start for s in index], host_dtype)
             claim.read(block, index, stored.tensors, observe if first else None)
+            _check_range(block, dtype, claim)
             return block
 
         pieces = functools.partial(
@@ -253,8 +335,17 @@ def load(
     return model, unflatten(flat)
 
 
+def _check_range(block: np.ndarray, dtype: np.dtype, claim: _Claim) -> None:
+    """Raise ModelError where a float16 parameter exceeds the range of its type."""
+    if dtype == np.float16 and not (np.abs(block) <= np.finfo(np.float16).max).all():
+        raise ModelError(
+            f"{claim.sources[0].tensor} holds values beyond the range of float16 (65,504), or not "
+            "finite: use bfloat16 or float32"
+        )
+
+
 def _return_freed_memory() -> None:
-    """Lets the system have what was freed; glibc keeps up to a third of all that was read."""
+    """Return freed memory to the system; glibc keeps up to a third of all that was read."""
     if (trim := getattr(_c_library(), "malloc_trim", None)) is not None:
         trim(ctypes.c_size_t(0))
 
@@ -265,12 +356,12 @@ def _c_library() -> ctypes.CDLL | None:
 
 
 def lazily(stored: Stored, dtype: Any) -> Params:
-    """The parameters of the unrolled model, each read when NumPy asks for it and then let go.
+    """Return the unrolled model's parameters, each read when it is converted to a NumPy array.
 
-    For writing them elsewhere without holding the model.
+    They can so be written elsewhere without holding the model.
 
     Raises:
-        ValueError: key sets or shapes that do not match.
+        ModelError: key sets or shapes that do not match.
     """
     claims = _claims(stored, Model(dataclasses.replace(stored.config, scan_layers=False)))
     _check(claims, stored)
@@ -281,6 +372,8 @@ def lazily(stored: Stored, dtype: Any) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class _Lazy:
+    """A parameter that is read when it is converted to a NumPy array."""
+
     claim: _Claim
     dtype: np.dtype
     tensors: Mapping[str, StoredTensor]
@@ -290,22 +383,29 @@ class _Lazy:
         return self.claim.shape
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        block = np.empty(self.shape, dtype or self.dtype)
-        self.claim.read(block, tuple(slice(0, n) for n in self.shape), self.tensors)
-        return block
+        return self[()].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, entry: tuple[int, ...]) -> np.ndarray:
+        """Read an entry of the leading axes, or with () the whole."""
+        shape = self.shape[len(entry) :]
+        block = np.empty((1,) * len(entry) + shape, self.dtype)
+        index = (*(slice(i, i + 1) for i in entry), *(slice(0, n) for n in shape))
+        self.claim.read(block, index, self.tensors)
+        _check_range(block, self.dtype, self.claim)
+        return block.reshape(shape)
 
 
 class _Staging:
-    """One buffer on the host that every piece passes through.
+    """A buffer on the host that every piece passes through.
 
-    Blocks of their own would be freed to the allocator, which gives little of them back.
+    The allocator would return little of the memory of separate blocks to the system.
     """
 
     def __init__(self) -> None:
         self._bytes = np.empty(0, np.uint8)
 
     def block(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-        """Of this shape, with arbitrary contents, until the next call."""
+        """Return an array with arbitrary contents, valid until the next call."""
         size = math.prod(shape) * dtype.itemsize
         if size > self._bytes.size:
             self._bytes = np.empty(0, np.uint8)
@@ -321,14 +421,14 @@ def place(
     pieces: Callable[[Index], Iterator[Index]],
     read: Callable[[Index, bool], np.ndarray],
 ) -> list[jax.Array]:
-    """An array on its devices, of which each distinct shard is read once, piece by piece.
+    """Read arrays onto their devices; each distinct shard is read once, piece by piece.
 
     Args:
-        shape, sharding: the array's; no sharding for the default device.
-        layers: as many arrays of that shape, which `read` gives as one stack. None: one array.
+        shape, sharding: of one array; no sharding for the default device.
+        layers: number of arrays of that shape, which `read` returns as one stack. None: one array.
         pieces: cuts a shard's slices, which have both bounds, into those to read at a time.
-        read: the values at such slices, given whether this is the first of the processes to read
-            them; they are copied before the next call.
+        read: returns the values at such slices, given whether this process is the first that
+            reads them; they are copied before the next call.
     """
     if sharding is None:
         index = tuple(slice(0, n) for n in shape)
@@ -351,7 +451,7 @@ def place(
 
 
 def _shards(index, layers, dtype, devices, pieces, read, first) -> list[list[jax.Array]]:
-    """For each layer its part of an array at `index`, on each of the devices."""
+    """Return for each layer its part of an array at `index`, on each of the devices."""
     stack = index if layers is None else (slice(0, layers), *index)
     shape = tuple(s.stop - s.start for s in index)
     shards: list[list[jax.Array]] = [[] for _ in range(layers or 1)]
@@ -377,7 +477,7 @@ def _shards(index, layers, dtype, devices, pieces, read, first) -> list[list[jax
 
 
 def _moved(values: np.ndarray, device: jax.Device | None) -> jax.Array:
-    """The values on a device, in memory of its own."""
+    """Return the values on a device, in memory that nothing else uses."""
     array = jax.device_put(values, device)
     # NOTE: on a CPU an array may be the very memory that it was made from, if that is aligned.
     on_host = next(iter(array.devices())).platform == "cpu"
@@ -392,20 +492,21 @@ def _write(array: jax.Array, part: jax.Array, start: tuple[Any, ...]) -> jax.Arr
 
 
 def shardings(model: Model, mesh: jax.sharding.Mesh, rules: partitioning.Rules | None) -> Any:
-    """Those of the model's parameters, under the house rules unless others are given."""
+    """Return the shardings of the model's parameters, under `partitioning.RULES` by default."""
     return partitioning.param_shardings(model, mesh, partitioning.RULES if rules is None else rules)
 
 
 def _claims(stored: Stored, model: Model) -> dict[str, _Claim]:
+    """Return the claim of each of the model's parameters."""
     claims = {}
     for path, leaf in flatten(model.shapes()).items():
-        by_layer = path not in stored.sources
-        names = unrolled_paths(path, leaf.shape) if by_layer else [path]
-        claims[path] = _Claim(leaf.shape, by_layer, [stored.sources[name] for name in names])
+        names, stacked = stored_paths(path, leaf.shape, stored.sources)
+        claims[path] = _Claim(leaf.shape, stacked, [stored.sources[name] for name in names])
     return claims
 
 
 def _check(claims: Mapping[str, _Claim], stored: Stored) -> None:
+    """Raise ModelError unless the tensors are exactly those that the claims expect."""
     tensors = stored.tensors
     expected: dict[str, tuple[int, ...]] = {}
     for claim in claims.values():
@@ -421,14 +522,14 @@ def _check(claims: Mapping[str, _Claim], stored: Stored) -> None:
         if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ][:8]
     if problems:
-        raise ValueError(
-            f"{stored.origin} does not fit the model that its configuration describes:\n  "
-            + "\n  ".join(problems)
+        raise ModelError(
+            f"{stored.origin} does not fit the model that its configuration describes: "
+            + "; ".join(problems)
         )
 
 
 class _Progress:
-    """A log line every ten seconds; nothing for what loads faster."""
+    """A log line every ten seconds; none for models that load faster."""
 
     def __init__(self, origin: str, total: int):
         self.origin, self.total, self.done = origin, total, 0
@@ -454,49 +555,58 @@ def _some(names: list[str], limit: int = 8) -> str:
 
 
 def pending(params: Params, sources: Sources) -> dict[str, Pending]:
-    """The tensors that `sources` makes of the parameters, each fetched when it is written.
+    """Return the tensors that hold the parameters, each fetched when it is written.
 
     Raises:
-        ValueError: parameters and sources name different things, or a parameter is spread over
+        ModelError: parameters and sources have different names, or a parameter is spread over
             several processes.
     """
-    layers: dict[str, tuple[Any, int | None]] = {}
+    entries: dict[str, tuple[Any, tuple[int, ...]]] = {}
     for path, leaf in flatten(params).items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            raise ValueError(
+            raise ModelError(
                 f"{path} is spread over several processes; save a checkpoint and convert it in one"
             )
-        names = unrolled_paths(path, leaf.shape)
-        stacked = names != [path]
-        layers |= {name: (leaf, i if stacked else None) for i, name in enumerate(names)}
-    if odd := sorted(layers.keys() ^ sources.keys()):
-        raise ValueError(f"parameters do not fit their configuration: {_some(odd)}")
-    parts: dict[str, list[tuple[Source, Any, int | None]]] = {}
+        names, stacked = stored_paths(path, leaf.shape, sources)
+        numbers = np.ndindex(*leaf.shape[:stacked])
+        entries |= {name: (leaf, entry) for name, entry in zip(names, numbers, strict=True)}
+    if odd := sorted(entries.keys() ^ sources.keys()):
+        raise ModelError(f"parameters do not fit their configuration: {_some(odd)}")
+    parts: dict[str, list[tuple[Source, Any, tuple[int, ...]]]] = {}
     for name, source in sources.items():
-        parts.setdefault(source.tensor, []).append((source, *layers[name]))
+        parts.setdefault(source.tensor, []).append((source, *entries[name]))
     return {
-        tensor: _tensor(sorted(group, key=lambda p: p[0].part)) for tensor, group in parts.items()
+        tensor: _tensor(sorted(group, key=lambda p: p[0].part or ()))
+        for tensor, group in parts.items()
     }
 
 
-def _tensor(group: list[tuple[Source, Any, int | None]]) -> Pending:
-    source, leaf, layer = group[0]
-    shape = source.stored_shape(leaf.shape if layer is None else leaf.shape[1:])
+def _tensor(group: list[tuple[Source, Any, tuple[int, ...]]]) -> Pending:
+    """Return the tensor that holds a group of parameters side by side; mostly one."""
+    source, leaf, entry = group[0]
+    shape = source.stored_shape(leaf.shape[len(entry) :])
 
     def fetch() -> np.ndarray:
-        arrays = [_fetch(leaf, layer) for _, leaf, layer in group]
-        arrays = [array.T if source.transposed else array for array in arrays]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+        whole = _joined([_fetch(leaf, entry) for _, leaf, entry in group], source.part)
+        return whole.T if source.transposed else whole
 
     return Pending(shape, np.dtype(leaf.dtype), fetch)
 
 
-def _fetch(leaf: Any, layer: int | None) -> np.ndarray:
-    """A parameter, or one layer of a stack, on the host."""
-    if layer is None:
+def _joined(arrays: list[np.ndarray], part: Part | None) -> np.ndarray:
+    """Return the parts of a tensor, in their order, as one array."""
+    if part is None:
+        return arrays[0]
+    blocks = [array.reshape(*array.shape[:-1], part.groups, -1) for array in arrays]
+    return np.concatenate(blocks, axis=-1).reshape(*arrays[0].shape[:-1], part.total)
+
+
+def _fetch(leaf: Any, entry: tuple[int, ...]) -> np.ndarray:
+    """Return a parameter, or an entry of its leading axes, on the host."""
+    if not entry:
         return np.asarray(leaf)
     # The index is an argument, or every layer would be a program of its own.
-    return np.asarray(_layer(leaf, layer) if isinstance(leaf, jax.Array) else leaf[layer])
+    return np.asarray(_entry(leaf, entry) if isinstance(leaf, jax.Array) else leaf[entry])
 
 
-_layer = jax.jit(lambda leaf, layer: leaf[layer])
+_entry = jax.jit(lambda leaf, entry: leaf[entry])

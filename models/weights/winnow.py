@@ -1,8 +1,9 @@
 """Winnow's own directory of weights: safetensors under the parameters' names, and a configuration.
 
-    winnow_model.json      the configuration
+    winnow_model.json      the configuration, and the digests of the digests below
     model.safetensors      or several files and their index
     vocabulary.model       the SentencePiece vocabulary, where one was given
+    *.digests              of each of these files, checked while it is read (`digests`)
 
 Layers are written unrolled, whatever the model's layout, so that a file can be loaded in either.
 The configuration has the name that a training run gives its own, and is written last: a directory
@@ -18,22 +19,23 @@ from etils import epath
 
 from models import checkpoints, partitioning
 from models.config import ModelConfig, from_dict
+from models.errors import ModelError
 from models.model import Model
-from models.weights import orbax_arrays, safetensors_file, transfer
+from models.weights import digests, limits, orbax_arrays, safetensors_file, transfer
+from models.weights.tokenizer_files import VOCABULARY
 from models.weights.transfer import Params, Source, Stored
-
-VOCABULARY = "vocabulary.model"
 
 
 def read(path: epath.PathLike) -> Stored:
-    """Look into a directory written by `save`: reads the configuration and headers.
+    """Return the model in a directory written by `save`, from its configuration and headers.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file that cannot be understood.
+        ModelNotFound: a file is missing.
+        ModelError: a file is damaged.
     """
     directory = epath.Path(path)
     config = read_config(directory)
+    checkpoints.check_files(directory)
     tensors = safetensors_file.read_directory(directory)
     return Stored(config, _sources(config), tensors, str(directory))
 
@@ -50,17 +52,19 @@ def save(
 
     Raises:
         FileExistsError: the directory holds a model already.
-        ValueError: the parameters are not this model's.
+        ModelError: the parameters are not this model's.
     """
     directory = epath.Path(path)
     if (directory / checkpoints.MODEL_FILE).exists():
         raise FileExistsError(f"{directory} holds a model already; remove it, or choose another")
     tensors = transfer.pending(params, _sources(model.config))
     directory.mkdir(parents=True, exist_ok=True)
-    safetensors_file.write_directory(directory, tensors, max_file_bytes)
+    files = safetensors_file.write_directory(directory, tensors, max_file_bytes)
     if vocabulary_file is not None:
-        epath.Path(vocabulary_file).copy(directory / VOCABULARY, overwrite=True)
-    checkpoints.write_config(directory, model.config.to_dict())
+        digests.copy_with_digests(epath.Path(vocabulary_file), directory / VOCABULARY)
+        files.append(directory / VOCABULARY)
+    written = [digests.digests_file(file).name for file in files]
+    checkpoints.write_config(directory, model.config.to_dict(), written)
 
 
 def load_run(
@@ -72,7 +76,7 @@ def load_run(
     rules: partitioning.Rules | None = None,
     scan_layers: bool = True,
 ) -> tuple[Model, Params]:
-    """The model of a training run, and the parameters of its newest whole checkpoint.
+    """Return the model of a training run with the parameters of its newest whole checkpoint.
 
     Raises:
         NoCheckpoint: there is none.
@@ -101,15 +105,16 @@ def load_run(
 
 
 def read_config(directory: epath.Path) -> ModelConfig:
-    """The configuration in a directory of weights, or of a training run.
+    """Return the configuration in a directory of weights, or of a training run.
 
     Raises:
-        ValueError: the file cannot be understood.
+        ModelError: the file is damaged, or its numbers are out of bounds.
     """
+    values = checkpoints.read_config(directory)
     try:
-        return from_dict(checkpoints.read_config(directory))
+        return limits.checked(from_dict(values))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory / checkpoints.MODEL_FILE}: {error}") from error
+        raise ModelError(f"{directory / checkpoints.MODEL_FILE}: {error}") from error
 
 
 def _sources(config: ModelConfig) -> dict[str, Source]:

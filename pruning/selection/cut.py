@@ -1,11 +1,11 @@
-"""Where a ranking is cut: the exact threshold of a budget, without sorting.
+"""Cutting a ranking: the exact threshold of a budget, without sorting.
 
-Documents are ranked by a float64 key, highest first, ties by the document's hash. Given what each
-of them costs (its tokens, or 1), the cut stands at the first document that no longer fits, and all
-that are ranked before it are kept:
+Documents are ranked by a float64 key, highest first, ties by the document's hash. Each has a cost:
+its tokens, or 1. The cut is at the first document that does not fit in the target, and all
+documents before it are kept:
 
     key    9.0   7.5   7.5   3.2        costs so far, with a target of 100:
-    hash    17    80    12    99        40, 70, 95, 125 -> the cut stands at (3.2, 99):
+    hash    17    80    12    99        40, 70, 95, 125 -> the cut is at (3.2, 99):
     cost    40    30    25    30        three documents are kept, 95 of 100 tokens
 
 Choices
@@ -13,11 +13,11 @@ Choices
   four passes over the keys and four over the hashes of those that tie at the cut. Exact whatever
   the distribution of the keys, and memory does not grow with the number of documents.
 - Histograms add up: documents come in chunks, from any number of shards, in any order and in any
-  number of threads; each thread adds up a run of chunks before it hands over a sum.
-- Few documents tie at a cut: they are fetched once and kept, as long as they are few.
-- Groups (quotas) are cut in the same passes, by shorter digits where they are many.
-- What is kept never costs more than the target, and falls short of it by less than the first
-  document left out.
+  number of threads. Each thread returns the sum of a run of chunks.
+- Documents that tie at a cut are read once and held in memory as long as they are few.
+- Groups (quotas) are cut in the same passes, with shorter digits if there are many.
+- The kept documents never cost more than the target, and less than it by no more than the cost of
+  the first document left out.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from typing import Any
 import numpy as np
 
 # Values that no key has. They stand outside of the ranking, and cost nothing in it.
-EXCLUDED = np.uint64(0)  # kept by no budget; what `ordered` makes of NaN
+EXCLUDED = np.uint64(0)  # kept by no budget; `ordered` maps NaN to it
 INCLUDED = np.uint64(2**64 - 1)  # kept whatever the budget
 
 _SIGN = np.uint64(1 << 63)
 _ONE = np.uint64(1)
 _EVERYTHING = np.iinfo(np.int64).max
 _BLOCK = 1 << 15  # documents
-_FEW = 1 << 25  # tokens or documents: what ties at a cut is held below this, read again above
+_FEW = 1 << 25  # tokens or documents: ties are held in memory below this, read again above
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
+class RankedKeys:
     """Some documents of a ranking.
 
     Attributes:
       values: uint64 [n], `ordered` keys, EXCLUDED or INCLUDED.
-      costs: int [n]; of what stands outside of the ranking it does not matter.
+      costs: int [n]; not used for documents outside of the ranking.
       groups: int [n], or None when there is one group.
-      hashes: rows int [m] -> uint64 [m]; asked for the rows that tie at a cut only.
+      hashes: rows int [m] -> uint64 [m]; called for the rows that tie at a cut only.
     """
 
     values: np.ndarray
@@ -57,7 +57,7 @@ class Chunk:
     hashes: Callable[[np.ndarray], np.ndarray]
 
     def of(self, per_group: np.ndarray) -> np.ndarray:
-        """Every document's entry of an array [groups]; a scalar when there is one group."""
+        """Return every document's entry of an array [groups]; a scalar when there is one group."""
         return per_group[0] if self.groups is None else per_group[self.groups]
 
 
@@ -68,8 +68,8 @@ class Cut:
     Attributes:
       value: uint64 [groups], its `ordered` key; 0 where the whole group fits.
       tie: uint64 [groups], its hash.
-      cost: int64 [groups], what the documents ranked before it cost together.
-      next_cost: int64 [groups], what it costs itself; 0 where the whole group fits.
+      cost: int64 [groups], total cost of the documents ranked before it.
+      next_cost: int64 [groups], its own cost; 0 where the whole group fits.
     """
 
     value: np.ndarray
@@ -77,8 +77,8 @@ class Cut:
     cost: np.ndarray
     next_cost: np.ndarray
 
-    def before(self, chunk: Chunk) -> np.ndarray:
-        """bool [n], which documents of the chunk are ranked before the cut."""
+    def before(self, chunk: RankedKeys) -> np.ndarray:
+        """Return a mask of the chunk's documents ranked before the cut, bool [n]."""
         value = chunk.of(self.value)
         kept = chunk.values > value
         tied = _ranked(chunk.values, np.flatnonzero(chunk.values == value))
@@ -88,7 +88,7 @@ class Cut:
         return kept
 
     def moved(self, groups: np.ndarray) -> Cut:
-        """The cut with one more document before it, in the groups where bool [groups] says so."""
+        """Return the cut moved by one document in the groups of a mask, bool [groups]."""
         groups = groups & (self.next_cost > 0) & (self.tie > 0)
         return Cut(
             self.value,
@@ -98,11 +98,11 @@ class Cut:
         )
 
 
-Each = Callable[[Callable[[Iterable[Chunk]], Any]], Iterable[Any]]
+Each = Callable[[Callable[[Iterable[RankedKeys]], Any]], Iterable[Any]]
 
 
-def between(chunk: Chunk, start: Cut | None, stop: Cut) -> np.ndarray:
-    """bool [n], the documents from one cut (None: from the first on) to another, and INCLUDED."""
+def between(chunk: RankedKeys, start: Cut | None, stop: Cut) -> np.ndarray:
+    """Return a mask, bool [n], of documents between two cuts (None: start), and INCLUDED."""
     kept = stop.before(chunk)
     if start is not None:
         kept &= ~start.before(chunk)
@@ -111,7 +111,7 @@ def between(chunk: Chunk, start: Cut | None, stop: Cut) -> np.ndarray:
 
 
 def ordered(keys: np.ndarray) -> np.ndarray:
-    """Maps float64 to uint64 of the same order; NaN to `EXCLUDED`, below all others."""
+    """Map float64 to uint64 of the same order; NaN to `EXCLUDED`, below all others."""
     bits = (keys + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0: the two tie
     bits = bits.view(np.uint64) ^ ((bits >> 63).view(np.uint64) | _SIGN)  # ~bits where negative
     bits[np.isnan(keys)] = EXCLUDED
@@ -119,12 +119,12 @@ def ordered(keys: np.ndarray) -> np.ndarray:
 
 
 def unordered(values: np.ndarray) -> np.ndarray:
-    """The float64 that `ordered` mapped to these values."""
+    """Return the float64 that `ordered` mapped to these values."""
     return np.where(values >= _SIGN, values & ~_SIGN, ~values).view(np.float64)
 
 
 def find(each: Each, targets: np.ndarray) -> Cut:
-    """Cuts every group at its target.
+    """Cut every group at its target.
 
     Args:
       each: divides the chunks of all documents into runs and applies a function to every run, anew
@@ -157,7 +157,7 @@ def find(each: Each, targets: np.ndarray) -> Cut:
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """Numbers to be cut: uint64 [n], what they cost, and their groups or None."""
+    """Numbers to be cut: uint64 [n], their costs, and their groups or None."""
 
     values: np.ndarray
     costs: np.ndarray
@@ -171,29 +171,29 @@ class _Column:
 _Work = Callable[[Iterable[_Column]], Any]
 
 
-def _blocks(chunk: Chunk) -> Iterator[_Column]:
-    """The keys of a chunk, as many at a time as a core's cache holds."""
+def _blocks(chunk: RankedKeys) -> Iterator[_Column]:
+    """Yield the keys of a chunk in blocks that fit a core's cache."""
     whole = _Column(chunk.values, chunk.costs, chunk.groups)
     for start in range(0, len(chunk.values), _BLOCK):
         yield whole.take(slice(start, start + _BLOCK))
 
 
-def _ties(chunk: Chunk, value: np.ndarray) -> _Column:
-    """The hashes of the chunk's documents that have the key at which their group is cut."""
+def _ties(chunk: RankedKeys, value: np.ndarray) -> _Column:
+    """Return the hashes of the chunk's documents that have the key at which their group is cut."""
     rows = _ranked(chunk.values, np.flatnonzero(chunk.values == chunk.of(value)))
     groups = None if chunk.groups is None else chunk.groups[rows]
     return _Column(chunk.hashes(rows), chunk.costs[rows], groups)
 
 
 def _ranked(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Those of the rows that stand in the ranking."""
+    """Return the rows that are in the ranking."""
     return rows[values[rows] - _ONE < INCLUDED - _ONE]  # 0 - 1 is the highest
 
 
 def _radix_select(
     each: Callable[[_Work], Iterable[np.ndarray]], targets: np.ndarray, keys: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Descends from the leading digit, into the bucket in which the costs pass the target.
+    """Descend from the leading digit, into the bucket in which the costs pass the target.
 
     Args:
       each: applies a function to runs of columns.
@@ -201,8 +201,8 @@ def _radix_select(
 
     Returns:
       value: uint64 [groups], the highest with which the costs pass the target.
-      cost: int64 [groups], of all that is higher; of the whole group where it fits.
-      next_cost: int64 [groups], of all that has this value; 0 where the group fits.
+      cost: int64 [groups], of all higher values; of the whole group where it fits.
+      next_cost: int64 [groups], of all documents with this value; 0 where the group fits.
       fits: bool [groups], the whole group costs no more than the target.
     """
     count = len(targets)
@@ -233,13 +233,13 @@ def _radix_select(
 def _histogram(
     prefix: np.ndarray, above: int, bits: int, keys: bool, columns: Iterable[_Column]
 ) -> np.ndarray:
-    """What the numbers cost that have a group's prefix, by the next digit.
+    """Return a histogram of costs over the next digit of keys with a group's prefix.
 
     Args:
-      prefix: uint64 [groups], the digits that are settled.
-      above: how many bits are not.
+      prefix: uint64 [groups], the digits that are known.
+      above: number of bits that are not.
       bits: of the next digit.
-      keys: whether two values are to be passed over.
+      keys: whether the two values outside of the ranking are skipped.
 
     Returns:
       int64 [groups << bits].

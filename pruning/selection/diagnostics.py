@@ -1,6 +1,6 @@
-"""What a selection says of itself: weights, overlap with chance, retention by domain.
+"""Diagnostics of a selection: weights, overlap with chance, retention by domain.
 
-What is counted of the shards adds up, in any order.
+Counts of shards are added, in any order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyarrow import compute
 OTHER = "(other)"
 NONE = "(none)"  # the column is null
 
-# A column of strings: codes int [n], and what they mean; one code more stands for null.
+# A column of strings: codes int [n], and the string of each code; the code after the last is null.
 Encoded = tuple[np.ndarray, pa.StringArray]
 
 _DRAW_BITS = 16
@@ -57,7 +57,7 @@ class Weights:
         )
 
     def summary(self) -> dict[str, float | None]:
-        """ESS/N = (sum w)^2 / (N sum w^2): 1 where sampling is uniform; and max w / min w."""
+        """Return ESS/N = (sum w)^2 / (N sum w^2), 1 for uniform sampling, and max w / min w."""
         if not self.documents:
             return {"ess_share": None, "max_over_min": None}
         ess = np.exp(2 * self.log_sum - self.log_sum_squares - np.log(self.documents))
@@ -67,17 +67,17 @@ class Weights:
 
 
 def draw_bucket(uniform: np.ndarray) -> np.ndarray:
-    """The leading bits of draws in (0, 1), int64."""
+    """Return the leading bits of draws in (0, 1), int64."""
     return (uniform * (1 << _DRAW_BITS)).astype(np.int64)
 
 
 def draw_histogram(uniform: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Tokens by draw, int64 [buckets]."""
+    """Return tokens by draw, int64 [buckets]."""
     return np.bincount(draw_bucket(uniform), tokens, 1 << _DRAW_BITS).astype(np.int64)
 
 
 def random_bucket(histogram: np.ndarray, tokens: int) -> int:
-    """From which bucket of draws on a random selection of about `tokens` tokens would take."""
+    """Return the bucket of draws from which a random selection of about `tokens` tokens starts."""
     from_top = np.cumsum(histogram[::-1])
     return len(histogram) - int(np.argmin(np.abs(from_top - tokens))) - 1
 
@@ -85,7 +85,7 @@ def random_bucket(histogram: np.ndarray, tokens: int) -> int:
 def domain_counts(
     codes: np.ndarray, names: int, tokens: np.ndarray, pool: np.ndarray, kept: np.ndarray
 ) -> np.ndarray:
-    """Documents and tokens by domain, in the pool and kept.
+    """Return documents and tokens by domain, in the pool and kept.
 
     Args:
       codes: integers [n], up to `names`, which stands for all other domains.
@@ -104,7 +104,7 @@ def domain_counts(
 
 
 def domain_table(names: Sequence[str], counts: np.ndarray) -> list[dict[str, Any]]:
-    """`domain_counts` for people: the largest first, all others last."""
+    """Return `domain_counts` as a table, the largest domains first, the others summed last."""
     order = [*np.argsort(-counts[:-1, 1], kind="stable"), len(names)]
     named = [*names, OTHER]
     fields = ("documents", "tokens", "kept_documents", "kept_tokens")
@@ -116,7 +116,7 @@ def domain_table(names: Sequence[str], counts: np.ndarray) -> list[dict[str, Any
 
 
 def encode(column: pa.ChunkedArray) -> Encoded:
-    """Codes and their meanings, of a column that may be read as codes already."""
+    """Return codes and their meanings, of a column that may be dictionary-encoded already."""
     encoded = column.combine_chunks()
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
@@ -127,7 +127,7 @@ def encode(column: pa.ChunkedArray) -> Encoded:
 
 
 def codes_among(names: Sequence[str], column: Encoded) -> np.ndarray:
-    """Every row's place among `names`, uint8 [n] or wider; len(names) where it is not among them.
+    """Return each row's index in `names`, uint8 [n] or wider; len(names) where absent.
 
     Null has the place of `NONE`.
     """
@@ -139,7 +139,7 @@ def codes_among(names: Sequence[str], column: Encoded) -> np.ndarray:
 
 
 def sums(column: Encoded, numbers: np.ndarray) -> Counter[str]:
-    """The sum of some numbers for every value that occurs, below 2^53."""
+    """Return the sum of numbers, below 2^53, for every value that occurs."""
     codes, meanings = column
     totals = np.bincount(codes, numbers, len(meanings) + 1).astype(np.int64)
     there = np.flatnonzero(totals)

@@ -1,14 +1,14 @@
-"""The pass over a corpus that ranks its documents, shard by shard.
+"""Ranking: the pass over a corpus that ranks its documents, shard by shard.
 
-It joins the scores to the documents, counts those that have none, and leaves what finding the cut
-and writing the selection need, 13 bytes a document (14 or 15 with quotas): key, length, domain,
+It joins the scores to the documents, counts those without a score, and holds what is needed to find
+the cut and to write the selection, 13 bytes a document (14 or 15 with quotas): key, length, domain,
 group.
 
 Choices
-- Every column is read once. Which groups there are is known only when all shards have been read;
-  until then a shard has its own numbers for them.
-- Nothing is copied that need not be: at hundreds of millions of documents the time goes into
-  reading, and into memory that is asked of the system and given back.
+- Every column is read once. The set of groups is known only when all shards have been read; until
+  then, each shard has its own codes of groups.
+- Copies are avoided: at hundreds of millions of documents most of the time is spent on reading, and
+  on requesting memory from the system and returning it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,31 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pruning import artefact, progress, randomness
-from pruning.artefact import Artefact
-from pruning.corpus import doc_ids
-from pruning.selection import Selection, cut, diagnostics, load_selection, scores
+from pruning.corpus.layout import doc_ids
+from pruning.corpus.reader import require_own_documents
+from pruning.corpus.selection_reader import Selection, load_selection
+from pruning.scores.score_set import NOT_SELECTED
+from pruning.scores.terms import (
+    SCORED,
+    Combination,
+    ShardScores,
+    TermValues,
+    read_scores,
+    read_terms,
+)
+from pruning.selection import cut, diagnostics
 from pruning.selection.config import SelectConfig, SelectError
 from pruning.selection.strategies import Filter, Ranking, SetOperation, Weighted
+from pruning.store import randomness
+from pruning.store.artifact import Artifact, load_artifact, require_input
+from pruning.store.randomness import Stream
 
-# Streams of random numbers, one per purpose.
-DRAWS, TIES, SPLITS, SAMPLE, RESTS = 1, 2, 3, 4, 5
-
-_SAMPLE_SIZE = 1 << 20  # scores that a strategy is fitted to
-_SAMPLE_SHARDS, _SAMPLE_ROW_GROUPS = 1 << 8, 1 << 10  # in which the largest domains are looked for
+_SAMPLE_SIZE = 1 << 20  # number of scores that a strategy is fitted to
+_SAMPLE_SHARDS, _SAMPLE_ROW_GROUPS = 1 << 8, 1 << 10  # sample for the largest domains
 _DOMAINS_SHOWN = 24
 _MOST_GROUPS = (1 << 16) - 1
-_RUNS_PER_WORKER = 8  # what the threads take in turn when they look for the cut
-_EVERYTHING = "(all)"  # the group without quotas
+_RUNS_PER_WORKER = 8  # runs of shards that a thread processes in the search for the cut
+_EVERYTHING = "(all)"  # the only group without quotas
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,29 +61,31 @@ R = TypeVar("R")
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The inputs of a selection, opened and found to belong together.
+    """Inputs of a selection, opened and checked for consistency.
 
     Attributes:
-      score_sets: by name.
-      joined: what a set operation joins.
-      domains: the values of the domain column that are counted; none where the corpus has no such
+      score_sets: score sets by name.
+      score: the score by which documents are ranked; its scales are fitted by `fitted`.
+      joined: inputs of a set operation.
+      domains: the values of the domain column that are counted; empty if the corpus has no such
         column.
     """
 
     config: SelectConfig
-    corpus: Artefact
+    corpus: Artifact
     within: Selection | None
-    score_sets: Mapping[str, Artefact]
+    score_sets: Mapping[str, Artifact]
+    score: Combination
     joined: Sequence[Selection]
     domains: Sequence[str]
 
     @classmethod
     def open(cls, config: SelectConfig) -> Pool:
-        """Raises ArtefactError when an input is missing or belongs to another corpus."""
-        corpus = artefact.load(config.corpus, "corpus")
-        score_sets = {name: artefact.load(at, "scores") for name, at in config.score_sets.items()}
+        """Open the inputs; raise ArtifactError if one is missing or belongs to another corpus."""
+        corpus = load_artifact(config.corpus, "corpus")
+        score_sets = {name: load_artifact(at, "scores") for name, at in config.score_sets.items()}
         for score_set in score_sets.values():
-            artefact.require_input(score_set, "corpus", corpus)
+            require_input(score_set, "corpus", corpus)
         paths = config.strategy.selections if isinstance(config.strategy, SetOperation) else ()
         columns = corpus.parquet(0).schema_arrow.names if corpus.num_shards else []
         if config.quotas and config.quotas.column not in columns:
@@ -87,6 +98,7 @@ class Pool:
             corpus,
             load_selection(config.within, corpus) if config.within else None,
             score_sets,
+            config.combined,
             [load_selection(path, corpus) for path in paths],
             _largest(config, corpus) if config.domain_column in columns else (),
         )
@@ -96,78 +108,107 @@ class Pool:
         return range(self.corpus.num_shards)
 
     @property
-    def inputs(self) -> dict[str, Artefact]:
+    def inputs(self) -> dict[str, Artifact]:
         inputs = {"corpus": self.corpus}
         if self.within:
-            inputs["within"] = self.within.artefact
+            inputs["within"] = self.within.artifact
         for name, score_set in self.score_sets.items():
             inputs["scores" if name == "scores" else f"scores_{name}"] = score_set
         for number, selection in enumerate(self.joined):
-            inputs[f"selection_{number}"] = selection.artefact
+            inputs[f"selection_{number}"] = selection.artifact
         return inputs
 
     def map(self, function: Callable[[int], R], per_worker: int = 1) -> Iterator[R]:
-        """`function(shard)` for every shard, in order, computed in threads.
+        """Yield `function(shard)` for every shard, in order, computed in threads.
 
         Args:
-          per_worker: threads; more than one where they wait for the disk.
+          per_worker: number of threads; more than one if they wait for the disk.
         """
         return _in_threads(function, self.shards, per_worker * self.config.workers)
 
     def map_runs(self, function: Callable[[Sequence[int]], R]) -> Iterator[R]:
-        """`function(shards)` for runs of neighbouring shards, in order, computed in threads."""
+        """Yield `function(shards)` for runs of adjacent shards, in order, computed in threads."""
         runs = min(len(self.shards), _RUNS_PER_WORKER * self.config.workers)
         edges = [len(self.shards) * i // runs for i in range(runs + 1)]
         parts = [self.shards[a:b] for a, b in itertools.pairwise(edges)]
         return _in_threads(function, parts, self.config.workers)
 
-    def documents(self, shard: int) -> Documents:
-        """Reads a shard and joins its scores."""
+    def documents(self, shard: int) -> ShardDocuments:
+        """Read a shard and join its scores."""
         config = self.config
         domain = config.domain_column if self.domains else None
         group = config.quotas.column if config.quotas else None
         strings = sorted({name for name in (domain, group) if name})
+        require_own_documents(self.corpus, shard)
         table = self.corpus.read(shard, ["n_tokens", *strings], strings, use_threads=False)
         ids = doc_ids(shard, np.arange(table.num_rows))
-        found = scores.read(config.terms, self.score_sets, shard, ids)
+        found = read_scores(self.score, self.corpus, self.score_sets, shard, ids)
         considered = np.ones(len(ids), bool)
         if self.within:
             considered = self.within.mask(shard, len(ids))
-        if scores.NOT_SELECTED in found.reasons:
-            considered &= found.reason != found.reasons.index(scores.NOT_SELECTED)
+        if NOT_SELECTED in found.reasons:
+            considered &= found.reason != found.reasons.index(NOT_SELECTED)
         encoded = {name: diagnostics.encode(table[name]) for name in strings}
-        return Documents(
+        return ShardDocuments(
             ids,
             table["n_tokens"].to_numpy(),
             considered,
-            considered & (found.reason == scores.OK),
+            considered & (found.reason == SCORED),
             found,
             encoded[domain] if domain else None,
             encoded[group] if group else None,
         )
 
+    def fitted(self) -> Pool:
+        """Return the pool with the scales of its terms fitted to about a million documents."""
+        if not self.score.needs_fit:
+            return self
+
+        def of(shard: int) -> list[np.ndarray]:
+            ids, found = self.terms(shard)
+            chosen = self._sampled(ids) & (found.reason == SCORED)
+            if self.within:
+                chosen &= self.within.mask(shard, len(ids))
+            return [values[chosen] for values in found.values]
+
+        samples = [np.concatenate(parts) for parts in zip(*self.map(of), strict=True)]
+        return dataclasses.replace(self, score=self.score.fitted(samples))
+
+    def terms(self, shard: int) -> tuple[np.ndarray, TermValues]:
+        """Return the ids of a shard's documents, int64 [n], and the values of the terms."""
+        ids = doc_ids(shard, np.arange(self.corpus.manifest.shards[shard].rows))
+        return ids, read_terms(self.score.terms, self.corpus, self.score_sets, shard, ids)
+
+    @property
+    def rows(self) -> int:
+        """Number of documents of the corpus."""
+        return self.corpus.manifest.rows
+
+    def _sampled(self, ids: np.ndarray) -> np.ndarray:
+        """Return a mask of the documents in the sample for fitting, bool [n]."""
+        share = _SAMPLE_SIZE / max(self.rows, 1)
+        return randomness.uniform(Stream.SELECTION_SAMPLE, self.config.seed, ids) < share
+
     def sample(self) -> np.ndarray:
-        """Scores of about a million documents, float64: those with the lowest draws."""
-        share = _SAMPLE_SIZE / max(self.corpus.manifest.rows, 1)
+        """Return scores of about a million documents, float64: those with the lowest draws."""
 
         def of(shard: int) -> np.ndarray:
             documents = self.documents(shard)
-            draws = randomness.uniform(self.config.seed, documents.ids, SAMPLE)
-            return documents.found.score[documents.scored & (draws < share)]
+            return documents.found.score[documents.scored & self._sampled(documents.ids)]
 
         return np.concatenate([np.zeros(0), *self.map(of)])
 
 
 @dataclasses.dataclass(frozen=True)
-class Documents:
+class ShardDocuments:
     """The documents of a shard.
 
     Attributes:
       ids: int64 [n].
       n_tokens: int32 [n].
-      considered: bool [n], those of the pool.
-      scored: bool [n], those of the pool that have a score.
-      found: their scores, or why they have none.
+      considered: bool [n], True for documents of the pool.
+      scored: bool [n], True for documents of the pool with a score.
+      found: their scores, or the reasons for missing ones.
       domain, group: columns by which to count and to divide, encoded.
     """
 
@@ -175,21 +216,21 @@ class Documents:
     n_tokens: np.ndarray
     considered: np.ndarray
     scored: np.ndarray
-    found: scores.ShardScores
+    found: ShardScores
     domain: diagnostics.Encoded | None
     group: diagnostics.Encoded | None
 
     def costs(self, unit: str) -> np.ndarray:
-        """int32 [n], what the documents cost a budget in `unit`."""
+        """Return the cost of each document in `unit`, int32 [n]."""
         return self.n_tokens if unit == "tokens" else np.ones_like(self.n_tokens)
 
     def size(self, mask: np.ndarray) -> Counter[str]:
-        """How many documents and tokens."""
+        """Return the numbers of documents and tokens."""
         tokens = self.n_tokens[mask].sum(dtype=np.int64)
         return Counter(documents=int(np.count_nonzero(mask)), tokens=int(tokens))
 
     def unscored(self) -> dict[str, int]:
-        """How many documents of the pool have no score, by reason."""
+        """Return the number of documents of the pool without a score, by reason."""
         reasons = self.found.reason[self.considered & ~self.scored]
         counts = np.bincount(reasons, minlength=len(self.found.reasons))
         return {
@@ -199,8 +240,8 @@ class Documents:
         }
 
 
-def _largest(config: SelectConfig, corpus: Artefact) -> list[str]:
-    """The domains with the most tokens in a sample of about a million documents."""
+def _largest(config: SelectConfig, corpus: Artifact) -> list[str]:
+    """Return the domains with the most tokens in a sample of about a million documents."""
     column = config.domain_column
     shards = range(0, corpus.num_shards, max(1, corpus.num_shards // _SAMPLE_SHARDS))
 
@@ -208,7 +249,7 @@ def _largest(config: SelectConfig, corpus: Artefact) -> list[str]:
         with corpus.parquet(shard, [column]) as file:
             step = max(1, file.num_row_groups * len(shards) // _SAMPLE_ROW_GROUPS)
             row_groups = list(range(0, file.num_row_groups, step))
-            table = file.read_row_groups(row_groups, columns=[column, "n_tokens"])
+            table = file.read_row_groups(row_groups, [column, "n_tokens"])
         return diagnostics.sums(diagnostics.encode(table[column]), table["n_tokens"].to_numpy())
 
     tokens: Counter[str] = Counter()
@@ -223,15 +264,15 @@ def _largest(config: SelectConfig, corpus: Artefact) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tally:
-    """What is added up over the shards.
+class Totals:
+    """Sums over the shards.
 
     Attributes:
-      pool: documents and tokens that are considered.
-      included: documents and tokens that are kept whatever the budget.
-      cost: of the ranked documents, by group.
-      draws: int64 [buckets], what the pool costs by the documents' draws.
-      weights: of a weighted strategy.
+      pool: numbers of documents and tokens that are considered.
+      included: numbers of documents and tokens that are kept regardless of the budget.
+      cost: cost of the ranked documents, by group.
+      draws: int64 [buckets], cost of the pool by buckets of the documents' draws.
+      weights: diagnostics of a weighted strategy.
     """
 
     pool: Counter[str]
@@ -240,9 +281,9 @@ class Tally:
     draws: np.ndarray
     weights: diagnostics.Weights
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: Totals) -> Totals:
         names = [field.name for field in dataclasses.fields(self)]
-        return Tally(*(getattr(self, name) + getattr(other, name) for name in names))
+        return Totals(*(getattr(self, name) + getattr(other, name) for name in names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,10 +293,10 @@ class RankedShard:
     Attributes:
       values: uint64 [n], `cut.ordered` keys, EXCLUDED or INCLUDED.
       n_tokens: int32 [n].
-      groups: unsigned integers [n], or None without quotas: places in the ranking's `groups`.
-      domains: uint8 [n], places in the pool's `domains`.
-      packed: the pool's documents as packed bits.
-      unscored: documents of the pool without a score, by reason.
+      groups: unsigned integers [n], indices of the ranking's `groups`; None without quotas.
+      domains: uint8 [n], indices of the pool's `domains`.
+      packed: mask of the pool's documents as packed bits.
+      unscored: number of documents of the pool without a score, by reason.
     """
 
     shard: int
@@ -271,15 +312,15 @@ class RankedShard:
         """bool [n], the pool's documents."""
         return np.unpackbits(self.packed, count=len(self.values)).astype(bool)
 
-    def chunk(self, config: SelectConfig) -> cut.Chunk:
-        """The shard as it is cut."""
+    def chunk(self, config: SelectConfig) -> cut.RankedKeys:
+        """Return the shard in the form that `cut` takes."""
         one = np.broadcast_to(np.int32(1), self.n_tokens.shape)
         costs = self.n_tokens if config.unit == "tokens" else one
 
         def hashes(rows: np.ndarray) -> np.ndarray:
-            return randomness.hashed(config.seed, doc_ids(self.shard, rows), TIES)
+            return randomness.hashed(Stream.SELECTION_TIE, config.seed, doc_ids(self.shard, rows))
 
-        return cut.Chunk(self.values, costs, self.groups, hashes)
+        return cut.RankedKeys(self.values, costs, self.groups, hashes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,38 +328,41 @@ class Ranked:
     """The ranking of a corpus.
 
     Attributes:
-      groups: the values that quotas tell apart; the last stands for all others.
-      cost: int64 [groups], of the ranked documents.
-      shard: gives the part of a shard, from memory or by ranking it again.
+      groups: the values that quotas distinguish; the last represents all others.
+      cost: int64 [groups], cost of the ranked documents.
+      shard: returns the ranking of a shard, from memory or by recomputing it.
     """
 
-    tally: Tally
+    tally: Totals
     groups: Sequence[str]
     cost: np.ndarray
     shard: Callable[[int], RankedShard]
 
 
-def rank(pool: Pool) -> Ranked:
-    """Ranks all documents of the pool."""
+def rank(pool: Pool, advance: Callable[[], None] = lambda: None) -> Ranked:
+    """Rank all documents of the pool.
+
+    Args:
+      advance: called after every shard.
+    """
     _keep_freed_memory()
     strategy = pool.config.strategy
     if isinstance(strategy, Ranking) and strategy.needs_fit:
         strategy = strategy.fit(pool.sample())
     of = functools.partial(_rank_shard, pool, strategy)
     held: list[_Unplaced] = []
-    total: Tally | None = None
-    with progress.track("rank", len(pool.shards), "shards") as task:
-        for ranked, tally in pool.map(of):
-            total = tally if total is None else total + tally
-            if len(total.cost) > _MOST_GROUPS:
-                assert pool.config.quotas
-                raise SelectError(
-                    f"the column {pool.config.quotas.column!r} has more than {_MOST_GROUPS:,} "
-                    "values: divide by a coarser one, or name those that matter in Quotas.shares."
-                )
-            if pool.config.in_memory:
-                held.append(ranked)
-            task.advance()
+    total: Totals | None = None
+    for ranked, tally in pool.map(of):
+        total = tally if total is None else total + tally
+        if len(total.cost) > _MOST_GROUPS:
+            assert pool.config.quotas
+            raise SelectError(
+                f"the column {pool.config.quotas.column!r} has more than {_MOST_GROUPS:,} "
+                "values: divide by a coarser one, or name those that matter in Quotas.shares."
+            )
+        if pool.config.in_memory:
+            held.append(ranked)
+        advance()
     if total is None:
         raise SelectError(f"{pool.corpus.path} has no documents.")
     groups = _groups(pool.config, total.cost)
@@ -335,7 +379,7 @@ def rank(pool: Pool) -> Ranked:
 
 @dataclasses.dataclass(frozen=True)
 class _Unplaced:
-    """A shard's part of the ranking before it is known which groups there are."""
+    """A shard's part of the ranking before the set of groups is known."""
 
     shard: RankedShard
     groups: diagnostics.Encoded | None
@@ -348,26 +392,26 @@ class _Unplaced:
 
 
 def _groups(config: SelectConfig, found: Iterable[str]) -> list[str]:
-    """What quotas tell apart: the named values, or all that have something to be ranked."""
+    """Return the values that quotas distinguish: the named ones, or all with ranked documents."""
     if config.quotas is None:
         return [_EVERYTHING]
     return [*sorted(config.quotas.shares or found), diagnostics.OTHER]
 
 
-def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[_Unplaced, Tally]:
+def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[_Unplaced, Totals]:
     config = pool.config
     documents = pool.documents(shard)
     considered, scored = documents.considered, documents.scored
-    draws = randomness.uniform(config.seed, documents.ids, DRAWS)
+    draws = randomness.uniform(Stream.SELECTION_DRAW, config.seed, documents.ids)
 
     values = np.full(len(draws), cut.EXCLUDED)
     weights = diagnostics.Weights.of(np.zeros(0))
     if isinstance(strategy, Filter):
-        splits = randomness.uniform(config.seed, documents.ids, SPLITS)
+        splits = randomness.uniform(Stream.SELECTION_SPLIT, config.seed, documents.ids)
         masks = [selection.mask(shard, len(draws)) for selection in pool.joined]
         values[considered & strategy.keeps(splits, masks)] = cut.INCLUDED
     else:
-        rows = slice(None) if scored.all() else np.flatnonzero(scored)  # spares copies
+        rows = slice(None) if scored.all() else np.flatnonzero(scored)  # avoids copies
         score = documents.found.score[rows]
         values[rows] = cut.ordered(strategy.keys(score, draws[rows]))
         if config.keep_unscored:
@@ -392,7 +436,7 @@ def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[_Un
     costs = documents.costs(config.unit)
     rows = slice(None) if considered.all() else np.flatnonzero(considered)
     own = np.where((values != cut.EXCLUDED) & (values != cut.INCLUDED), costs, 0)
-    tally = Tally(
+    tally = Totals(
         documents.size(considered),
         documents.size(values == cut.INCLUDED),
         diagnostics.sums(groups, own)
@@ -405,7 +449,7 @@ def _rank_shard(pool: Pool, strategy: Ranking | Filter, shard: int) -> tuple[_Un
 
 
 def _grouped(config: SelectConfig, column: diagnostics.Encoded) -> diagnostics.Encoded:
-    """The column in integers of as few bytes as do; with named shares, the named values alone."""
+    """Return the column as codes of the narrowest integer type, of the named values if given."""
     if config.quotas and config.quotas.shares:
         named = sorted(config.quotas.shares)
         return diagnostics.codes_among(named, column), pa.array([*named, diagnostics.OTHER])
@@ -414,16 +458,16 @@ def _grouped(config: SelectConfig, column: diagnostics.Encoded) -> diagnostics.E
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed for what is asked next, up to 32 MB.
+    """Make glibc keep up to 32 MB of freed memory for reuse.
 
-    It takes its measure from the largest block that was freed, and gives larger ones back to the
-    system: with arrays of some megabytes half of the time went into pages given and taken.
+    glibc adapts its threshold to the largest block freed so far, and returns larger blocks to the
+    system. With arrays of some megabytes, half of the time was spent on mapping pages.
     """
     np.empty(31 << 20, np.uint8)
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Results in order; no more than two per thread wait to be taken."""
+    """Yield results in order; at most two per thread are held."""
     pool = ThreadPoolExecutor(threads)
     waiting: collections.deque = collections.deque()
     try:

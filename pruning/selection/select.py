@@ -1,21 +1,21 @@
-"""Select: a corpus, a score, a strategy and a budget make a selection.
+"""Selection from a corpus by a score, a strategy and a budget.
 
     python -m pruning select --gin_file=configs/select/top.gin --gin.CORPUS=... --gin.SCORES=...
 
-Two passes over the shards: the first ranks (`ranking.py`), the second writes what is kept and says
-what became of every domain. Between them `cut.py` finds the exact thresholds.
+There are two passes over the shards. The first ranks (`ranking.py`); the second writes the kept
+documents and counts them by domain. Between them `cut.py` finds the exact thresholds.
 
 Choices
-- Everything drawn about a document is a hash of (seed, doc_id), and ties are broken by such a hash:
-  the same documents are kept whatever the number of shards, threads or restarts.
-- Budgets are in tokens first. Documents are taken in the order of their rank as long as they fit:
-  a selection never exceeds its budget, and falls short of it by less than one document. With quotas
-  this holds of the whole, and of every group to within one document.
-- A share is of the *pool*: the documents of `within` (or of the corpus), less those that the score
-  set was told to leave alone. Documents without a score belong to the pool. They are never kept,
-  except with `keep_unscored`, and then before all others.
-- A random selection of the same seed uses the same draws as a weighted one: the overlap with it in
-  the summary says how far the weights move the sample. By chance it is the share kept.
+- Every draw about a document is a hash of (seed, doc_id), and ties are broken by such a hash. The
+  same documents are kept for any number of shards, threads or restarts.
+- Budgets are primarily in tokens. Documents are taken in the order of their rank as long as they
+  fit: a selection never exceeds its budget, and falls short of it by less than one document. With
+  quotas this holds for the whole, and for every group to within one document.
+- A share is of the *pool*: the documents of `within` (or of the corpus), except those that the
+  score set was configured to leave out. Documents without a score belong to the pool. They are
+  never kept, except with `keep_unscored`, and then before all others.
+- A random selection uses the same draws as a weighted one of the same seed. Their overlap in the
+  summary shows how far the weights move the sample; by chance it is the share kept.
 """
 
 from __future__ import annotations
@@ -24,21 +24,26 @@ import dataclasses
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pruning import artefact, progress, randomness
-from pruning.artefact import Artefact
-from pruning.corpus import doc_ids
-from pruning.selection import ROW_GROUP, cut, diagnostics, strategies
+from models.terminal import say
+from pruning.corpus import blocks
+from pruning.corpus.layout import doc_ids
+from pruning.corpus.selection_reader import ROW_GROUP
+from pruning.scores.terms import Term
+from pruning.selection import cut, diagnostics, strategies
 from pruning.selection.config import Quotas, SelectConfig, SelectError, validate
-from pruning.selection.ranking import DRAWS, RESTS, Pool, Ranked, RankedShard, rank
-from pruning.selection.scores import Term
+from pruning.selection.ranking import Pool, Ranked, RankedShard, rank
 from pruning.selection.strategies import Ranking, Weighted
-from pruning.stream import blocks
+from pruning.store import late, progress, randomness
+from pruning.store.artifact import Artifact, load_artifact
+from pruning.store.build import Build, encoding_of_numbers
+from pruning.store.manifest import Counts
+from pruning.store.randomness import Stream
 
 NAME = "Select"
 CONFIGURABLES: dict[str, type] = {
@@ -53,34 +58,67 @@ SCHEMA = pa.schema([("doc_id", pa.int64()), ("n_tokens", pa.int32())])
 _GROUPS_SHOWN = 64
 
 
-def run(config: SelectConfig) -> Artefact:
-    """Makes the selection, or finishes it.
+@late.stage
+def run(config: SelectConfig) -> Artifact:
+    """Make the selection, or resume an interrupted run.
 
     Raises:
-      SelectError, StrategyError, ScoreError: the configuration makes no sense, or keeps nothing.
-      ArtefactError: an input is missing, damaged, or belongs to another corpus.
+      SelectError, StrategyError, ScoreError: the configuration is invalid, or keeps nothing.
+      ArtifactError: an input is missing, damaged, or belongs to another corpus.
       ConfigurationChanged: the output holds another selection.
     """
     validate(config)
     pool = Pool.open(config)
-    build = artefact.Build(
+    build = Build(
         config.output,
         "selection",
         config.identity,
         pool.inputs,
         len(pool.shards),
         SCHEMA,
-        artefact.numbers(SCHEMA),
+        encoding_of_numbers(SCHEMA),
     )
     if build.finished:
-        return artefact.load(build.path, "selection")
-    ranked = rank(pool)
-    cuts = _find_cuts(pool, ranked)
+        return load_artifact(build.path, "selection")
+    pool = pool.fitted()
+    with progress.track("rank", len(pool.shards), "shards") as task:
+        ranked = rank(pool, task.advance)
+    cuts = find_cuts(pool, ranked)
     kept = _write(pool, ranked, cuts, build)
     build.write_file(blocks.FILE, blocks.to_parquet(kept.blocks))
     selection = build.finish(_summary(pool, ranked, cuts, kept))
-    assert selection is not None  # every shard was ours
+    assert selection is not None  # this process had every shard
+    for line in shortfall(config, ranked, cuts):
+        say(f"select: {line}", error=True)
     return selection
+
+
+def shortfall(config: SelectConfig, ranked: Ranked, cuts: Cuts) -> Iterator[str]:
+    """Yield a line if over 1% of the budget is unused, and one if the budget looks wrong."""
+    if config.budget is None:
+        return
+    if note := config.unit_note:
+        yield note
+    included = ranked.tally.included[config.unit]
+    wanted, kept = int(cuts.budget.sum()) + included, int(cuts.cost.sum()) + included
+    if kept >= 0.99 * wanted:
+        return
+    short = cuts.cost < cuts.budget
+    exhausted = short & (cuts.stop.next_cost == 0)
+    reasons = []
+    if groups := int(np.count_nonzero(exhausted)):
+        which = "the pool holds" if len(short) == 1 else f"{groups:,} groups hold"
+        reasons.append(f"{which} no further documents that this strategy keeps")
+    if np.any(short & ~exhausted):
+        largest = int(cuts.stop.next_cost[short].max())
+        reasons.append(
+            f"the next document in rank is too long for what is left (up to {largest:,} "
+            f"{config.unit})"
+        )
+    yield (
+        f"{kept:,} of {wanted:,} {config.unit} of the budget are used ({kept / wanted:.1%}): "
+        f"{'; '.join(reasons)}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -88,12 +126,12 @@ def run(config: SelectConfig) -> Artefact:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cuts:
-    """The stretch of the ranking that is kept.
+class Cuts:
+    """The range of the ranking that is kept.
 
     Attributes:
-      start: None for the first document.
-      stop: the first document left out.
+      start: cut before the first kept document; None for the first document of the ranking.
+      stop: cut before the first document left out.
       budget: int64 [groups], in tokens or documents.
     """
 
@@ -101,16 +139,21 @@ class _Cuts:
     stop: cut.Cut
     budget: np.ndarray
 
-    def keeps(self, chunk: cut.Chunk) -> np.ndarray:
+    def keeps(self, chunk: cut.RankedKeys) -> np.ndarray:
         return cut.between(chunk, self.start, self.stop)
 
     @property
     def cost(self) -> np.ndarray:
-        """int64 [groups], of the ranked documents that are kept."""
+        """Cost of the kept ranked documents, int64 [groups]."""
         return self.stop.cost - (0 if self.start is None else self.start.cost)
 
 
-def _find_cuts(pool: Pool, ranked: Ranked) -> _Cuts:
+def find_cuts(pool: Pool, ranked: Ranked) -> Cuts:
+    """Cut the ranking at the budget.
+
+    Raises:
+      SelectError: nothing is kept.
+    """
     config, total = pool.config, ranked.cost
     budget = _budget(config, ranked)
     start, stop = np.zeros_like(total), total
@@ -118,37 +161,37 @@ def _find_cuts(pool: Pool, ranked: Ranked) -> _Cuts:
         start, stop = config.strategy.interval(total, budget)
 
     def find(target: np.ndarray) -> cut.Cut:
-        def each(work: Callable[[Iterable[cut.Chunk]], Any]) -> Iterable[Any]:
+        def each(work: Callable[[Iterable[cut.RankedKeys]], Any]) -> Iterable[Any]:
             return pool.map_runs(lambda run: work(ranked.shard(k).chunk(config) for k in run))
 
         return cut.find(each, target)
 
     start_cut = find(start) if start.any() else None
     if start_cut and config.strategy.takes_budget:
-        stop = start_cut.cost + budget  # a late start must not lengthen the stretch
+        stop = start_cut.cost + budget  # a late start must not lengthen the range
     stop_cut = find(stop)
     if config.quotas:
         stop_cut = _share_rest(config.seed, stop_cut, stop)
-    cuts = _Cuts(start_cut, stop_cut, budget)
+    cuts = Cuts(start_cut, stop_cut, budget)
     if not (cuts.cost.any() or ranked.tally.included["documents"]):
-        size = ranked.tally.pool
+        size, note = ranked.tally.pool, config.unit_note
         raise SelectError(
             f"{type(config.strategy).__name__} keeps nothing of {size['documents']:,} documents "
             f"with {size['tokens']:,} tokens: look at the budget, at the statuses of the score "
-            "set, or at the selections that are joined."
+            f"set, or at the selections that are joined.{f' {note}.' * bool(note)}"
         )
     return cuts
 
 
 def _share_rest(seed: int, stop: cut.Cut, targets: np.ndarray) -> cut.Cut:
-    """Lets some groups have one document more, from what all groups left of their budgets.
+    """Give some groups one more document, from the remainders of all groups' budgets.
 
-    Without this a domain of one document would never keep it. The document that no longer fitted is
-    taken with a probability of about the share of it that did.
+    Without this, a domain of one document would never keep it. The first document that does not fit
+    is taken with a probability of about the share of it that would fit.
     """
     rest = np.where(stop.next_cost > 0, targets - stop.cost, 0)
     share = rest / np.maximum(stop.next_cost, 1)
-    draws = randomness.uniform(seed, stop.tie.view(np.int64), RESTS)
+    draws = randomness.uniform(Stream.SELECTION_REST, seed, stop.tie.view(np.int64))
     order = np.argsort(draws / np.maximum(share, 1e-12), kind="stable")
     order = order[share[order] > 0]
     taken = np.zeros(len(rest), bool)
@@ -157,7 +200,7 @@ def _share_rest(seed: int, stop: cut.Cut, targets: np.ndarray) -> cut.Cut:
 
 
 def _budget(config: SelectConfig, ranked: Ranked) -> np.ndarray:
-    """The budget of every group, int64 [groups]; everything where the strategy takes none."""
+    """Return the budget of every group, int64 [groups]; the whole cost if there is none."""
     total = ranked.cost
     if config.budget is None:
         return total
@@ -177,7 +220,7 @@ def _budget(config: SelectConfig, ranked: Ranked) -> np.ndarray:
     else:
         shares = total / max(total.sum(), 1)
     through = np.floor(amount * np.cumsum(shares) + 1e-6).astype(np.int64)
-    return np.diff(through, prepend=0)  # adds up to the amount
+    return np.diff(through, prepend=0)  # sums to the amount
 
 
 # --------------------------------------------------------------------------------------------------
@@ -186,13 +229,13 @@ def _budget(config: SelectConfig, ranked: Ranked) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """What is kept of a shard, or of several.
+    """Kept documents of one or several shards.
 
     Attributes:
-      size: documents and tokens.
-      shared: how much of it, in the unit of the budget, a random selection of this size keeps too.
+      size: numbers of documents and tokens.
+      shared: the part of it, in the unit of the budget, that a random selection of this size keeps.
       domains: see `diagnostics.domain_counts`.
-      blocks: of the stream.
+      blocks: blocks of the stream.
     """
 
     size: Counter[str]
@@ -209,8 +252,8 @@ class _Kept:
         )
 
 
-def _write(pool: Pool, ranked: Ranked, cuts: _Cuts, build: artefact.Build) -> _Kept:
-    """Writes the shards that have not been written before; counts what is kept of all of them."""
+def _write(pool: Pool, ranked: Ranked, cuts: Cuts, build: Build) -> _Kept:
+    """Write the missing shards, and count the kept documents of all shards."""
     pending = set(build.pending())
     bucket = diagnostics.random_bucket(ranked.tally.draws, _kept_cost(pool, ranked, cuts))
 
@@ -229,9 +272,7 @@ def _write(pool: Pool, ranked: Ranked, cuts: _Cuts, build: artefact.Build) -> _K
     return functools.reduce(operator.add, parts)
 
 
-def _write_shard(
-    config: SelectConfig, shard: RankedShard, kept: np.ndarray, build: artefact.Build
-) -> None:
+def _write_shard(config: SelectConfig, shard: RankedShard, kept: np.ndarray, build: Build) -> None:
     rows = np.flatnonzero(kept)
     n_tokens = shard.n_tokens[rows]
     with build.shard(shard.shard) as writer:
@@ -243,7 +284,7 @@ def _write_shard(
 def _count(pool: Pool, shard: RankedShard, kept: np.ndarray, random_bucket: int) -> _Kept:
     rows = np.flatnonzero(kept)
     n_tokens = shard.n_tokens[rows]
-    draws = randomness.uniform(pool.config.seed, doc_ids(shard.shard, rows), DRAWS)
+    draws = randomness.uniform(Stream.SELECTION_DRAW, pool.config.seed, doc_ids(shard.shard, rows))
     shared = diagnostics.draw_bucket(draws) >= random_bucket
     cost = n_tokens if pool.config.unit == "tokens" else np.ones_like(n_tokens)
     domains = None
@@ -259,8 +300,8 @@ def _count(pool: Pool, shard: RankedShard, kept: np.ndarray, random_bucket: int)
     )
 
 
-def _counts(config: SelectConfig, shard: RankedShard, kept: int) -> artefact.Counts:
-    """Counts every document of the shard once."""
+def _counts(config: SelectConfig, shard: RankedShard, kept: int) -> Counts:
+    """Return counts in which every document of the shard appears once."""
     pool = int(np.count_nonzero(shard.considered))
     unscored = {} if config.keep_unscored else dict(shard.unscored)
     documents = {
@@ -273,17 +314,22 @@ def _counts(config: SelectConfig, shard: RankedShard, kept: int) -> artefact.Cou
     return {"documents": documents} | of_the_kept
 
 
-def _kept_cost(pool: Pool, ranked: Ranked, cuts: _Cuts) -> int:
-    """What is kept, in the unit of the budget."""
+def _kept_cost(pool: Pool, ranked: Ranked, cuts: Cuts) -> int:
+    """Return the cost of the kept documents, in the unit of the budget."""
     return int(cuts.cost.sum()) + ranked.tally.included[pool.config.unit]
 
 
-def _summary(pool: Pool, ranked: Ranked, cuts: _Cuts, kept: _Kept) -> dict[str, Any]:
+def _summary(pool: Pool, ranked: Ranked, cuts: Cuts, kept: _Kept) -> dict[str, Any]:
     config, tally = pool.config, ranked.tally
     strategy = config.strategy
     cost = _kept_cost(pool, ranked, cuts)
+    fitted = [
+        {"term": term.value, "scale": term.scale} | scale.summary()
+        for term, scale in zip(pool.score.terms, pool.score.scales, strict=False)
+    ]
     return {
         "strategy": config.identity["strategy"],
+        **({"scales": fitted} if fitted else {}),
         "pool": dict(tally.pool),
         "kept": dict(kept.size),
         "share": {unit: kept.size[unit] / max(tally.pool[unit], 1) for unit in tally.pool},
@@ -309,10 +355,10 @@ def _summary(pool: Pool, ranked: Ranked, cuts: _Cuts, kept: _Kept) -> dict[str, 
     }
 
 
-def _thresholds(strategy: Ranking, groups: Sequence[str], cuts: _Cuts) -> list[dict[str, Any]]:
-    """Per group where the ranking was cut: at a rank key and, where it has one, at a score.
+def _thresholds(strategy: Ranking, groups: Sequence[str], cuts: Cuts) -> list[dict[str, Any]]:
+    """Return, for every group, the rank key of the cut and its score, if it has one.
 
-    `from` is null where the stretch starts at the first document, `to` where it reaches the last.
+    `from` is null if the range starts at the first document, `to` if it ends at the last.
     """
 
     def at(where: cut.Cut | None, group: int) -> dict[str, float | None] | None:

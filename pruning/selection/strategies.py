@@ -1,22 +1,22 @@
-"""Strategies: how a score becomes a ranking, and which stretch of the ranking is kept.
+"""Strategies: rank keys of documents, and the interval of the ranking that is kept.
 
 A `Ranking` orders documents by a float64 key, highest first, and `select.py` cuts the order at the
-budget. That makes it two short pure functions, `keys` and `interval`:
+budget. A strategy is two short pure functions, `keys` and `interval`:
 
     Top          key = score                    the first B tokens of the ranking
     Bottom       key = -score                   the first B
     Middle       key = -score                   the B around the median token
     Percentiles  key = -score                   from one percentile of the tokens to another
-    Threshold    key = score                    what lies between two scores, whatever it costs
+    Threshold    key = score                    all documents between two scores, without a budget
     Random       key = gumbel                   the first B
     Softmax      key = score / T + gumbel       the first B
-    InversePropensity, InverseFrequency: key = log w + gumbel, with w as they say
+    InversePropensity, InverseFrequency: key = log w + gumbel, with w as documented there
 
 Choices
 - Weighted sampling without replacement is Gumbel top-k: the k largest of log w + gumbel are exactly
   k draws one after another with probabilities proportional to w (Vieira 2014; Kool et al. 2019).
-- Random uses the same draws as the weighted strategies. With equal weights they are equal, and how
-  far a weighted sample and the random one of the same seed overlap shows how much the weights do.
+- Random uses the same draws as the weighted strategies. With equal weights they are equal, and the
+  overlap of a weighted sample with the random one of the same seed shows the effect of the weights.
 - A `Filter` (All, Split, the set operations over finished selections) has no score and no budget.
 """
 
@@ -30,7 +30,7 @@ import numpy as np
 
 
 class StrategyError(ValueError):
-    """A strategy cannot be applied to these scores, or its parameters make no sense."""
+    """A strategy cannot be applied to these scores, or its parameters are invalid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Ranking:
     needs_fit: ClassVar[bool] = False
 
     def fit(self, sample: np.ndarray) -> Ranking:
-        """The strategy with what it must know of all scores; most need nothing.
+        """Return the strategy fitted to a sample of scores; most need no fit.
 
         Args:
           sample: float64 [n], the scores of a uniform sample of the documents.
@@ -51,7 +51,7 @@ class Ranking:
         return self
 
     def keys(self, score: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Rank keys, the highest kept first.
+        """Return rank keys, the highest kept first.
 
         Args:
           score: float64 [n], finite; zeros where `needs_score` is False.
@@ -66,7 +66,7 @@ class Ranking:
         raise NotImplementedError
 
     def interval(self, total: np.ndarray, budget: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The stretch of the ranking that is kept, in what documents cost (tokens or 1).
+        """Return the kept stretch of the ranking, in units of cost (tokens or documents).
 
         Args:
           total: int64 [groups], of all ranked documents.
@@ -78,7 +78,7 @@ class Ranking:
         return np.zeros_like(total), budget
 
     def score_at(self, key: float) -> float | None:
-        """The score that a key stands for; None where the key holds a random draw."""
+        """Return the score that a key encodes; None where the key holds a random draw."""
         return None
 
 
@@ -135,10 +135,10 @@ class Percentiles(Bottom):
 
 @dataclasses.dataclass(frozen=True)
 class Threshold(Top):
-    """Keeps the scores from `low` to `high`, both included: a cut at a score, not at a budget.
+    """Keeps the scores from `low` to `high`, both included, without a budget.
 
-    For scores that mean something by themselves: SemDeDup's epsilon, a P(yes), a classifier's odds.
-    A selection of a budget within this one is a chain.
+    For scores with a meaning of their own: SemDeDup's epsilon, a P(yes), a classifier's odds. To
+    apply a budget as well, select within this selection.
     """
 
     low: float | None = None
@@ -169,7 +169,7 @@ class Weighted(Ranking):
     """A sample without replacement with probabilities proportional to weights."""
 
     def log_weights(self, score: np.ndarray) -> np.ndarray:
-        """float64 [n] -> float64 [n], up to a constant."""
+        """Return log weights of scores, float64 [n] -> float64 [n], up to a constant."""
         raise NotImplementedError
 
     def keys(self, score: np.ndarray, uniform: np.ndarray) -> np.ndarray:
@@ -225,15 +225,15 @@ class InversePropensity(Weighted):
 class InverseFrequency(Weighted):
     """Samples with w = 1 / p(score), p the distribution of the score itself.
 
-    Inverse propensity for scores that are no densities, such as likelihoods: common scores are
-    thinned out, rare ones kept, and a small sample has a flat histogram of scores.
+    Inverse propensity for scores that are not densities, such as likelihoods: documents with common
+    scores are kept with a lower probability, so a small sample has a flat histogram of scores.
 
-    The paper leaves open how p would be had for such scores. Here it is a histogram of a sample of
-    2^20 documents, with `bins` equal bins between the outer quantiles; what lies beyond belongs to
-    the first and the last bin, so a few wild scores get no wild weights.
+    The paper does not say how p is estimated for such scores. Here it is a histogram of a sample of
+    2^20 documents, with `bins` equal bins between the outer quantiles. Scores beyond these belong
+    to the first and the last bin, so that outliers do not get extreme weights.
 
     Attributes:
-      bins: their number; fewer are made of a small sample of n, 2 n^(1/3) (Rice's rule).
+      bins: their number; for a small sample of n at most 2 n^(1/3) (Rice's rule).
       outer: share of the documents beyond the bins on each side.
     """
 
@@ -273,10 +273,10 @@ def _bins(score: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """A strategy without score and budget: what it keeps, it keeps."""
+    """A strategy without score and budget."""
 
     def keeps(self, uniform: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
-        """Which documents are kept.
+        """Return a mask of the kept documents.
 
         Args:
           uniform: float64 [n] in (0, 1), the documents' draws for splits.
@@ -331,7 +331,7 @@ class SetOperation(Filter):
 
 @dataclasses.dataclass(frozen=True)
 class Union(SetOperation):
-    """Keeps what any of the selections keeps."""
+    """Keeps the documents of any of the selections."""
 
     def keeps(self, uniform: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
         return np.logical_or.reduce(masks)
@@ -339,7 +339,7 @@ class Union(SetOperation):
 
 @dataclasses.dataclass(frozen=True)
 class Intersection(SetOperation):
-    """Keeps what all of the selections keep."""
+    """Keeps the documents that are in all selections."""
 
     def keeps(self, uniform: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
         return np.logical_and.reduce(masks)
@@ -347,7 +347,7 @@ class Intersection(SetOperation):
 
 @dataclasses.dataclass(frozen=True)
 class Difference(SetOperation):
-    """Keeps what the first selection keeps and none of the others does."""
+    """Keeps the documents of the first selection that are in none of the others."""
 
     def keeps(self, uniform: np.ndarray, masks: Sequence[np.ndarray]) -> np.ndarray:
         return masks[0] & ~np.logical_or.reduce(masks[1:])

@@ -20,8 +20,8 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 documents of bytes in two shards, with metadata."""
-    from pruning import corpus
-    from pruning.sources import JsonlSource
+    from pruning.corpus import ingest
+    from pruning.corpus.sources import JsonlSource
 
     root = tmp_path_factory.mktemp("evaluation")
     for part in range(2):
@@ -36,10 +36,10 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         (root / f"part-{part}.jsonl").write_text("\n".join(lines))
     source = JsonlSource(paths=(str(root / "part-*.jsonl"),))
-    config = corpus.IngestConfig(
+    config = ingest.IngestConfig(
         source=source, vocabulary="bytes", output=str(root / "corpus"), workers=1
     )
-    corpus.run(config)
+    ingest.run(config)
     return root / "corpus"
 
 

@@ -9,10 +9,12 @@ import pytest
 
 from evaluation import contamination
 from evaluation.contamination import ContaminationConfig, ContaminationError
-from pruning import artefact, corpus
+from pruning.corpus import ingest
+from pruning.corpus.reader import load_corpus
+from pruning.corpus.sources import JsonlSource
 from pruning.selection import select
 from pruning.selection.strategies import Threshold
-from pruning.sources import JsonlSource
+from pruning.store.artifact import load_artifact
 
 WORDS = [f"w{i}" for i in range(400)]
 EXAMPLES = 30
@@ -56,8 +58,8 @@ def made(tmp_path_factory):
         lines = [json.dumps({"text": text}) for text in texts[part::3]]
         (root / f"part-{part}.jsonl").write_text("\n".join(lines))
     source = JsonlSource(paths=(str(root / "part-*.jsonl"),))
-    corpus.run(
-        corpus.IngestConfig(
+    ingest.run(
+        ingest.IngestConfig(
             source=source, vocabulary="bytes", output=str(root / "corpus"), workers=1
         )
     )
@@ -71,8 +73,8 @@ def config_of(root, output, **settings):
 
 
 def rows_of(root, output):
-    scores = artefact.load(str(root / output), "scores")
-    opened = corpus.load_corpus(str(root / "corpus"))
+    scores = load_artifact(str(root / output), "scores")
+    opened = load_corpus(str(root / "corpus"))
     for shard in range(opened.num_shards):
         texts = opened.columns(shard, ["text"])["text"].to_pylist()
         yield from zip(texts, scores.read(shard).to_pylist(), strict=True)
@@ -170,8 +172,8 @@ def test_a_real_evaluation_set_is_found_where_it_was_planted(real_data, tmp_path
     ]
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     source = JsonlSource(paths=(str(tmp_path / "c.jsonl"),))
-    corpus.run(
-        corpus.IngestConfig(
+    ingest.run(
+        ingest.IngestConfig(
             source=source, vocabulary="bytes", output=str(tmp_path / "corpus"), workers=1
         )
     )

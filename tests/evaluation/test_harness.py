@@ -101,8 +101,17 @@ def test_a_t5_is_evaluated_offline_and_only_once(small_model, data, tmp_path):
     assert (tmp_path / "out" / "result.json").read_bytes() == written
     samples = (tmp_path / "out" / "samples" / "winnow_arc_easy.jsonl").read_text().splitlines()
     assert len(samples) == len(CHOICES)
+    # Beside accuracy, the right answers' log-likelihood per character, from the samples.
+    rows = [json.loads(line) for line in samples]
+    pairs = [
+        (row["filtered_resps"][row["target"]][0], row["arguments"][row["target"]]) for row in rows
+    ]
+    expected = [float(reply) / len(request[1].strip()) for reply, request in pairs]
+    measured = found["winnow_arc_easy"]["answer_log_likelihood"]["winnow_arc_easy"]
+    assert measured == pytest.approx(sum(expected) / len(expected))
+    assert measured < 0
     assert any("acc_norm" in line for line in harness.run(config))
-    from pruning.artefact import ConfigurationChanged
+    from pruning.store.manifest import ConfigurationChanged
 
     with pytest.raises(ConfigurationChanged, match="few_shot"):
         harness.evaluate(config_of(small_model, tmp_path, data, tasks, few_shot=2))

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from evaluation import inference, tokenizers
+from evaluation import inference
 from evaluation.inference import InferenceConfig, Pair
-from pruning.scorers.likelihood import Likelihood
-from pruning.vocabulary import Vocabulary, VocabularyError
+from pruning.corpus.vocabulary import Vocabulary, VocabularyError
+from pruning.scores.model.likelihood import Likelihood
+from pruning.scores.model.loading import find_tokenizer
 
 RNG = np.random.default_rng(0)
 PAIRS = [
@@ -67,7 +68,7 @@ def by_hand(model, pairs):
     }
     places = []
     for row, (context, continuation) in enumerate(pairs):
-        if model.is_t5:
+        if model.has_encoder:
             given, inputs = [*context, 1], [0, *continuation[:-1]]
             batch["encoder_input_tokens"][row, : len(given)] = given
         else:
@@ -101,8 +102,8 @@ def test_every_pair_has_the_plain_models_likelihood(model):
     assert greedy.tolist() == [best for _, best in expected]
 
 
-def test_batches_rows_and_neighbours_change_nothing(model, small_decoder, small_model):
-    path = small_model if model.is_t5 else small_decoder
+def test_batches_rows_and_neighbors_change_nothing(model, small_decoder, small_model):
+    path = small_model if model.has_encoder else small_decoder
     found, _ = model.log_likelihoods(PAIRS)
     for settings in ({"batch_rows": 16}, {"batch_rows": 24, "row_length": 256}):
         other = inference.load(config_of(path, **settings))
@@ -138,7 +139,7 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted(model):
     pair = Pair(RNG.integers(3, 259, 300).tolist(), [40, 41, 42])
     found, _ = model.log_likelihoods([pair, PAIRS[0]])
     assert model.cut == before + 1
-    room = model.max_length - 1 if model.is_t5 else model.max_length + 1 - 3
+    room = model.max_length - 1 if model.has_encoder else model.max_length + 1 - 3
     [(expected, _)] = by_hand(model, [Pair(pair.context[-room:], pair.continuation)])
     assert found[0] == pytest.approx(expected, rel=1e-5)
 
@@ -194,9 +195,9 @@ def test_settings_that_cannot_work_say_so(small_decoder, small_model, decoder):
 
 def test_the_tokenizer_is_found_beside_the_model_or_asked_for(small_model, small_corpus, tmp_path):
     with pytest.raises(VocabularyError, match=r"Inference\.vocabulary"):
-        tokenizers.find(str(small_model))
-    assert tokenizers.find(str(small_model), "bytes") == Vocabulary.from_file("bytes")
-    assert tokenizers.find(str(small_model), str(small_corpus)).digest == (
+        find_tokenizer(str(small_model))
+    assert find_tokenizer(str(small_model), "bytes") == Vocabulary.from_file("bytes")
+    assert find_tokenizer(str(small_model), str(small_corpus)).digest == (
         Vocabulary.from_file("bytes").digest
     )
 
@@ -204,15 +205,16 @@ def test_the_tokenizer_is_found_beside_the_model_or_asked_for(small_model, small
 def test_a_training_run_knows_the_vocabulary_of_its_corpus(small_corpus, small_model, tmp_path):
     import train
     from models.optimizers import AdamW
-    from pruning.stream.stream import StreamConfig
+    from pruning.data.stream import StreamConfig
 
     run = train.TrainConfig(
         output=str(tmp_path / "run"),
         initial_weights=str(small_model),
+        tokenizer="corpus",
         data=StreamConfig(str(small_corpus), batch_size=8, input_length=32, target_length=12),
         optimizer=AdamW(),
         steps=1,
     )
     train.train(run)
-    assert tokenizers.find(run.output) == Vocabulary.from_file("bytes")
+    assert find_tokenizer(run.output) == Vocabulary.from_file("bytes")
     assert dataclasses.replace(config_of(run.output), vocabulary=None).identity()

@@ -6,15 +6,17 @@ import math
 import numpy as np
 import pytest
 
-from evaluation import bootstrap, perplexity
+from evaluation import perplexity
 from evaluation.perplexity import Losses, PerplexityConfig
-from pruning import artefact
-from pruning.scorers.likelihood import Likelihood
+from evaluation.statistics import bootstrap
+from pruning.scores.model.likelihood import Likelihood
+from pruning.store.artifact import load_artifact
 
 
 @pytest.fixture(scope="module")
 def config(small_corpus, small_model, tmp_path_factory):
     return PerplexityConfig(
+        tokenizer="corpus",
         model=str(small_model),
         output=str(tmp_path_factory.mktemp("perplexity") / "out"),
         corpora={"all": str(small_corpus)},
@@ -39,7 +41,7 @@ def by_hand(small_corpus, small_model):
 
     model, params = weights.load(small_model)
     logits_of = jax.jit(lambda params, batch: model.bind(params)(batch))
-    corpus = artefact.load(small_corpus, "corpus")
+    corpus = load_artifact(small_corpus, "corpus")
     rows = [row for shard in range(corpus.num_shards) for row in corpus.read(shard).to_pylist()]
     longest = max(len(row["tokens"]) for row in rows)
     found = []
@@ -58,8 +60,8 @@ def by_hand(small_corpus, small_model):
 
 def test_it_is_what_a_plain_model_says_document_by_document(result, config, by_hand):
     found = perplexity.read(
-        artefact.load(f"{config.output}/all", "scores"),
-        artefact.load(config.corpora["all"], "corpus"),
+        load_artifact(f"{config.output}/all", "scores"),
+        load_artifact(config.corpora["all"], "corpus"),
     )
     np.testing.assert_allclose(found.nats, by_hand[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(found.tokens, by_hand[:, 1])
@@ -130,12 +132,13 @@ def test_the_objectives_loss_is_the_trainers(small_corpus, small_model, config, 
 
     import train
     from models.optimizers import AdamW
-    from pruning.stream.stream import StreamConfig
+    from pruning.data.stream import StreamConfig
 
     stream = StreamConfig(str(small_corpus), batch_size=8, input_length=32, target_length=12)
     run = train.TrainConfig(
         output=str(tmp_path / "run"),
         initial_weights=str(small_model),
+        tokenizer="corpus",
         data=stream,
         eval_data={"held_out": stream},
         optimizer=AdamW(),
@@ -164,7 +167,7 @@ def test_a_seqio_task_is_taken_once_and_whole(small_model, config, tmp_path):
 
     import tensorflow as tf
 
-    from pruning.seqio_data import SeqioConfig
+    from pruning.data.seqio_data import SeqioConfig
 
     texts = [f"{'grain ' * (i % 5 + 1)}and chaff {i}" for i in range(11)]
     feature = seqio.Feature(seqio.ByteVocabulary(125), add_eos=True)

@@ -10,16 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.attention import (
-    RelativePositionBias,
-    dot_product_attention,
-    rotary,
-    rotate,
-    segment_mask,
-    segment_positions,
-)
 from models.config import RopeScaling, T5Config
+from models.kernels.plain import dot_product_attention
+from models.kernels.segments import segment_mask
 from models.model import Model
+from models.positions import rotary, rotate, segment_positions
+from models.relative_bias import RelativePositionBias
 
 
 def bucket_of(relative: int, bidirectional: bool, buckets: int = 32, max_distance: int = 128):
@@ -102,7 +98,8 @@ def test_segment_mask_by_its_definition(segments, causal, window):
     mask = segment_mask(ids, ids, causal=causal, window=window)
     for q, query in enumerate(segments):
         for k, key in enumerate(segments):
-            visible = query == key and key > 0 and (not causal or k <= q) and q - k < window
+            near = 0 <= q - k < window if causal else abs(q - k) < window
+            visible = query == key and key > 0 and near
             assert bool(mask[0, 0, q, k]) == visible
 
 

@@ -1,6 +1,9 @@
 """Checkpoints: what is saved comes back bit for bit on any mesh; damaged ones are passed over."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,6 +15,7 @@ import pytest
 from models import checkpoints as ckpt
 from models import optimizers, partitioning
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 AXES = {"layer": {"w": ("layers", "embed", "mlp"), "scale": ("layers", "embed")}, "e": ("vocab",)}
 
 
@@ -117,7 +121,7 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
             lambda step: damage_largest_file(
                 step / "opt_state", lambda content: content[: len(content) // 2]
             ),
-            id="truncated optimiser state",
+            id="truncated optimizer state",
         ),
         pytest.param(lambda step: shutil.rmtree(step / "params"), id="no parameters"),
         pytest.param(lambda step: shutil.rmtree(step / "facts"), id="no facts"),
@@ -226,3 +230,50 @@ def test_any_checkpoint_of_a_run_is_a_model(tmp_path):
         assert {float(leaf.max()) for leaf in jax.tree.leaves(params)} == {step}
     with pytest.raises(ckpt.NoCheckpoint, match="no step 50"):
         weights.load(f"{run}@50")
+
+
+FILL = """
+import resource, signal, sys
+import jax, numpy as np
+from models import checkpoints
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+random = np.random.default_rng(0)
+try:
+    with checkpoints.Checkpoints(sys.argv[1]) as run:
+        for step, rows in ((1, 10), (2, 10_000), (3, 10)):
+            if step == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            params = {"a": jax.numpy.asarray(random.normal(size=(rows, 100)))}
+            run.save(step, params, {"m": params["a"]})
+except checkpoints.CheckpointError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_disk_that_refuses_a_checkpoint_is_one_line(tmp_path):
+    """A limit of the size of files stands for a full disk. The earlier checkpoint stays whole."""
+    found = subprocess.run(
+        [sys.executable, "-c", FILL, tmp_path], cwd=REPOSITORY, capture_output=True, text=True,
+        env=dict(os.environ) | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert found.stderr.count("\n") == 1, found.stderr
+    expected = f"error: cannot write a checkpoint to {tmp_path / ckpt.DIRECTORY} (File too large)"
+    assert found.stderr.startswith(expected)
+    with ckpt.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+
+
+def test_an_error_of_training_is_not_replaced_by_one_of_writing(tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError), ckpt.Checkpoints(tmp_path) as checkpoints:
+
+        def close():
+            raise OSError("disk gone")
+
+        monkeypatch.setattr(checkpoints._manager, "close", close)
+        raise ZeroDivisionError
+    checkpoints = ckpt.Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints._manager, "close", close)
+    with pytest.raises(ckpt.CheckpointError, match="disk gone"), checkpoints:
+        pass

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from models.config import NAMED, DecoderConfig, RopeScaling, T5Config, from_dict
+from models.config import DecoderConfig, RopeScaling, T5Config, T5GemmaConfig, from_dict
 from models.model import Model, stack_layers, unstack_layers
+from models.published import NAMED
 
 TINY = T5Config(
     vocab_size=50,
@@ -39,6 +40,17 @@ PUBLISHED_MILLIONS = {
     "gpt2": 124.4,
     "gpt2_xl": 1557.6,
 }
+
+
+@pytest.mark.parametrize(
+    "other", [{"positions": "learned"}, {"parallel_residual": True}, {"residual_scale": 0.5}]
+)
+def test_layers_that_a_t5gemma_does_not_compute_are_refused(other):
+    shape = {"vocab_size": 8, "d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1}
+    shape |= {"num_kv_heads": 1, "head_dim": 8}
+    T5GemmaConfig(**shape, encoder=DecoderConfig(**shape))
+    with pytest.raises(ValueError, match="a T5Gemma has rotary positions"):
+        T5GemmaConfig(**shape, **other, encoder=DecoderConfig(**shape))
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -14,9 +14,10 @@ import pytest
 
 from models import checkpoints, partitioning, weights
 from models.__main__ import main
-from models.config import NAMED, DecoderConfig, T5Config
+from models.config import DecoderConfig, T5Config
 from models.model import Model, stack_layers, unstack_layers
-from models.weights import huggingface, safetensors_file, winnow
+from models.published import NAMED
+from models.weights import huggingface, safetensors_file, transfer, winnow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = {
@@ -133,7 +134,12 @@ def test_unfinished_and_foreign_directories(tmp_path):
     with pytest.raises(FileExistsError, match="holds a model already"):
         weights.save(tmp_path, model, params)
     settings = tmp_path / "winnow_model.json"
-    settings.write_text(settings.read_text().replace("d_kv", "d_kw"))
+    values = json.loads(settings.read_text().replace("d_kv", "d_kw"))
+    settings.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"winnow_model\.json is damaged.* 'digests'"):
+        weights.load(tmp_path)
+    del values["digests"]
+    settings.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"winnow_model\.json: unknown fields .*d_kw"):
         weights.load(tmp_path)
     settings.unlink()  # as after an interruption: it is written last
@@ -182,7 +188,10 @@ def test_convert_keeps_the_stored_type_and_the_files_beside(tmp_path):
         options += ["--format", "huggingface", *(["--dtype", dtype] if dtype else [])]
         assert main(["convert", *options]) == 0
     names = {file.name for file in (tmp_path / "same").iterdir()}
-    expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    expected = {
+        *("config.json", "generation_config.json", "tokenizer.json"),
+        *("model.safetensors", "model.safetensors.digests"),
+    }
     assert names == expected
     for name in ("model.safetensors", "generation_config.json", "tokenizer.json"):
         assert (tmp_path / "same" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
@@ -268,8 +277,8 @@ SMALL = T5Config(vocab_size=4096, d_model=512, d_kv=64, d_ff=3072, num_heads=8,
         ("run", True, SMALL, 5),
         ("run", False, SMALL, 5),
         pytest.param("huggingface", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.slow),
-        pytest.param("t5x", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.slow),
-        pytest.param("run", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.slow),
+        pytest.param("t5x", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.sweep),
+        pytest.param("run", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.sweep),
     ],
 )
 def test_the_host_holds_little_beside_what_it_loads(tmp_path, kind, scan_layers, config, most):
@@ -330,3 +339,35 @@ def write_t5x(directory, params, *, scanned: bool) -> None:
     tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
     index = flax.serialization.msgpack_serialize({"version": 3, "optimizer": tree})
     (directory / "checkpoint").write_bytes(index)
+
+
+# --------------------------------------------------------------------------------------------------
+# Joint projections
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_parts_of_a_tensor_are_those_of_a_reshape(tmp_path, groups, transposed):
+    """Query, key and value of unequal widths side by side, in all or in each of several blocks."""
+    random = np.random.default_rng(0)
+    widths = (16, 8, 8)
+    whole = random.normal(size=(6, sum(widths))).astype(np.float32)
+    blocks = whole.reshape(6, groups, -1)
+    cuts = np.cumsum([width // groups for width in widths])[:-1]
+    expected = [part.reshape(6, -1) for part in np.split(blocks, cuts, axis=-1)]
+    stored = whole.T if transposed else whole
+    file = weights.epath.Path(tmp_path / "file")
+    pending = safetensors_file.Pending(stored.shape, stored.dtype, lambda: stored)
+    safetensors_file.write_file(file, {"x": pending})
+    tensors = safetensors_file.read_file(file)
+    params, sources = {}, {}
+    for i, (start, value) in enumerate(zip((0, *cuts), expected, strict=True)):
+        part = transfer.Part(int(start), sum(widths), groups)
+        source = transfer.Source("x", transposed=transposed, part=part)
+        assert source.stored_shape(value.shape) == stored.shape
+        for columns in (slice(0, value.shape[1]), slice(1, 2), slice(3, 7)):
+            block = np.zeros((2, columns.stop - columns.start), np.float32)
+            source.fill(block, (slice(3, 5), columns), value.shape, tensors)
+            np.testing.assert_array_equal(block, value[3:5, columns])
+        params[f"p{i}"], sources[f"p{i}"] = value, source
+    np.testing.assert_array_equal(transfer.pending(params, sources)["x"].fetch(), stored)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models import partitioning
-from models.config import DecoderConfig, T5Config
+from models.config import DecoderConfig, T5Config, T5GemmaConfig
 from models.decoding import Beam, Greedy, Sample, _draw, _generate, generate
 from models.model import Model, stack_layers
 from models.weights import huggingface
@@ -39,6 +39,17 @@ MODELS = {
         attention_scale=0.25, activation="gelu",
     ),
 }  # fmt: skip
+GEMMA2 = dataclasses.replace(
+    LLAMA, num_layers=4, window=3, global_every=2, norm_offset=1.0, post_norms=True,
+    embedding_scale=32**0.5, tie_embeddings=True, attention_scale=0.25, attention_softcap=5.0,
+    logit_softcap=4.0, activation="gelu", bos_id=0,
+)  # fmt: skip
+MODELS["t5gemma"] = T5GemmaConfig(
+    **{field.name: getattr(GEMMA2, field.name) for field in dataclasses.fields(GEMMA2)},
+    encoder=dataclasses.replace(
+        GEMMA2, d_model=48, num_layers=2, window=2, embedding_scale=48**0.5
+    ),
+)
 TOKENS = np.random.default_rng(0).integers(2, 96, (3, 7)).astype(np.int32)
 LENGTHS = np.array([7, 4, 1])
 
@@ -47,7 +58,7 @@ LENGTHS = np.array([7, 4, 1])
 def random_model(name: str):
     """A model whose next token is neither certain nor arbitrary."""
     model = Model(MODELS[name])
-    spread = 0.1 if isinstance(model.config, T5Config) else 0.3
+    spread = 0.1 if model.config.has_encoder else 0.3
 
     def draw(key):
         params = model.init(key)
@@ -59,7 +70,7 @@ def random_model(name: str):
 def inputs(model: Model) -> dict:
     """Rows of several lengths, padded."""
     tokens = np.where(np.arange(7) < LENGTHS[:, None], TOKENS, 0)
-    if isinstance(model.config, T5Config):
+    if model.config.has_encoder:
         return {"tokens": tokens}
     return {"tokens": tokens, "lengths": LENGTHS}
 
@@ -70,7 +81,7 @@ def likelihoods(model: Model, params, generated: np.ndarray) -> np.ndarray:
     The model's own pass over whole texts; what follows a text is in nobody's past.
     """
     tokens = inputs(model)["tokens"]
-    if isinstance(model.config, T5Config):
+    if model.config.has_encoder:
         shifted = np.pad(generated[:, :-1], ((0, 0), (1, 0)))
         batch = {"encoder_input_tokens": tokens, "decoder_input_tokens": shifted}
         first = np.zeros(len(tokens), int)
@@ -103,7 +114,7 @@ def test_the_cache_changes_nothing(name):
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
 @pytest.mark.parametrize("how", [Greedy(), Beam(beams=4, length_penalty=0.6, keep=2), Sample()])
-def test_rows_do_not_depend_on_their_neighbours(name, how):
+def test_rows_do_not_depend_on_their_neighbors(name, how):
     model, params = random_model(name)
     given = inputs(model)
     settings = {"how": how, "max_new_tokens": STEPS, "eos_ids": ENDS}
@@ -223,7 +234,7 @@ def reference(tmp_path_factory):
         model, params = random_model(name)
         path = tmp_path_factory.mktemp(name)
         huggingface.save(path, model, params)
-        encoder_decoder = isinstance(model.config, T5Config)
+        encoder_decoder = model.config.has_encoder
         kind = "AutoModelForSeq2SeqLM" if encoder_decoder else "AutoModelForCausalLM"
         theirs = getattr(transformers, kind).from_pretrained(path).eval()
         theirs.config.tie_word_embeddings = model.config.tie_embeddings
@@ -260,7 +271,7 @@ def test_the_same_tokens_as_transformers(reference, name):
                     output_scores=True,
                     **settings,
                 )
-            start = 1 if isinstance(model.config, T5Config) else prompt.shape[1]
+            start = 1 if model.config.has_encoder else prompt.shape[1]
             tokens = np.asarray(found.tokens[row]).reshape(-1, STEPS)
             lengths = np.asarray(found.lengths[row]).reshape(-1)
             others = expected.sequences[:, start:].numpy()

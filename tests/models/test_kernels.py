@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from models import partitioning
-from models.attention import Segments, attention_mask, dot_product_attention, segment_mask
+from models.attention import plan_attention
 from models.config import DecoderConfig, T5Config
+from models.kernels import find
 from models.kernels.looped import BLOCK, looped_attention, strip
+from models.kernels.plain import dot_product_attention
+from models.kernels.segments import Branches, segment_mask
 from models.model import Model
 
 CONFIG = T5Config(
@@ -21,7 +24,7 @@ CONFIG = T5Config(
     d_model=16,
     d_ff=32,
     num_heads=4,
-    d_kv=8,
+    d_kv=16,
     num_encoder_layers=1,
     num_decoder_layers=1,
 )
@@ -170,7 +173,39 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=str(path))
 
 
-@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret"])
+def test_branches_see_what_they_share_and_themselves():
+    """The mask of a tree: from the definition, and the same attention from the loop."""
+    # Texts of row 0: 0 1 2 | 3 4 and 0 1 2 | 5 6 7, another segment, padding.
+    segments = jnp.asarray([[1] * 8 + [2] * 3 + [0]])
+    reach = jnp.asarray([[7, 6, 5, 1, 0, 2, 1, 0, 2, 1, 0, 0]])
+    positions = jnp.asarray([[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 0]])
+    branches = Branches.of(reach, positions)
+    texts = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7], [8, 9, 10]]
+    for window in (None, 3):
+        expected = np.zeros((12, 12), bool)
+        for text in texts:
+            for place, token in enumerate(text):
+                first = 0 if window is None else max(0, place + 1 - window)
+                expected[token, text[first : place + 1]] = True
+        mask = segment_mask(segments, segments, causal=True, window=window, branches=branches)
+        assert np.array_equal(mask[0, 0], expected)
+
+    query, key, value, *_ = inputs(batch=1, queries=12, keys=12, kv_heads=2)
+    given = {"query_segments": segments, "key_segments": segments, "causal": True}
+
+    def loop(query):
+        return looped_attention(query, key, value, until=branches.until, **given)[:, :11]
+
+    def whole(query):
+        tree = segment_mask(segments, segments, causal=True, branches=branches)
+        return dot_product_attention(query, key, value, mask=tree)[:, :11]
+
+    assert np.allclose(loop(query), whole(query), atol=1e-6)
+    ours, theirs = (jax.grad(lambda q, f=f: jnp.sum(f(q) ** 2))(query) for f in (loop, whole))
+    assert np.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret", "triton_interpret"])
 def test_model_is_the_same_with_dropout_and_a_bias_per_layer(kernel):
     config = dataclasses.replace(CONFIG, dropout_rate=0.1, relpos_per_layer=True)
     params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
@@ -182,7 +217,7 @@ def test_model_is_the_same_with_dropout_and_a_bias_per_layer(kernel):
     assert_close(ours, plain)
 
 
-@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret"])
+@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret", "triton_interpret"])
 def test_sharded_equals_unsharded(kernel):
     axes = {"data": 2, "fsdp": 2, "tensor": 2}
     config = dataclasses.replace(CONFIG, attention=kernel)
@@ -194,30 +229,45 @@ def test_sharded_equals_unsharded(kernel):
     assert_close(sharded, alone)
 
 
+def test_auto_takes_the_kernel_of_gpus_there(monkeypatch):
+    monkeypatch.setattr("models.attention.platform", lambda: "gpu")
+    long, short = jnp.ones((1, 512), jnp.int32), jnp.ones((1, 12), jnp.int32)
+
+    def choice(queries, keys, **needs):
+        given = {"head_dim": 64, "dtype": "bfloat16"} | needs
+        return plan_attention("auto", queries, keys, **given).kernel
+
+    assert choice(long, long) == choice(short, long) == find("triton")
+    assert choice(short, short) == find("xla")
+    assert choice(long, long, head_dim=80) == find("xla")
+    assert choice(long, long, causal=True, window=64) == find("xla")
+
+
 def test_auto_loops_over_long_rows_on_a_cpu_and_explicit_choices_are_kept():
     def choice(setting, length, dtype="bfloat16", **more):
         ids = jnp.ones((1, length), jnp.int32)
-        mask = attention_mask(setting, ids, ids, **{"head_dim": 64, "dtype": dtype} | more)
-        return mask.kernel if isinstance(mask, Segments) else "xla"
+        plan = plan_attention(setting, ids, ids, **{"head_dim": 64, "dtype": dtype} | more)
+        return plan.kernel
 
-    assert choice("auto", 512) == "looped"
-    assert choice("auto", 128) == "xla"
-    assert choice("auto", 512, only_plain="softcap") == "xla"
-    assert choice("looped", 8) == "looped"
-    assert choice("pallas", 8) == "pallas"
-    assert choice("xla", 512) == "xla"
+    assert choice("auto", 512) == find("looped")
+    assert choice("auto", 128) == find("xla")
+    assert choice("auto", 512, softcap=True) == find("xla")
+    assert choice("looped", 8) == find("looped")
+    assert choice("pallas", 8) == find("pallas")
+    assert choice("xla", 512) == find("xla")
+    assert choice("models.kernels.looped:KERNEL", 8) == find("looped")
     with pytest.raises(ValueError, match="computes in bfloat16 only"):
         choice("cudnn", 512, dtype="float32")
-    with pytest.raises(ValueError, match="wants a head size"):
+    with pytest.raises(ValueError, match="needs a head size"):
         choice("pallas", 512, head_dim=80)
     with pytest.raises(ValueError, match="attention='looped' has no softcap"):
-        choice("looped", 512, only_plain="softcap")
+        choice("looped", 512, softcap=True)
 
 
-@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret"])
+@pytest.mark.parametrize("kernel", ["looped", "pallas_interpret", "triton_interpret"])
 def test_decoder_only_models_have_them_too(kernel):
     config = DecoderConfig(
-        vocab_size=64, d_model=16, d_ff=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=4
+        vocab_size=64, d_model=16, d_ff=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16
     )
     params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
     ours, plain = (

@@ -111,7 +111,7 @@ def test_rows_of_many_blocks_skip_what_they_may(heads, length, causal, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [512, 1024])
+@pytest.mark.parametrize("length", [512, pytest.param(1024, marks=pytest.mark.sweep)])
 def test_rows_at_the_block_sizes_in_use(length):
     ours, theirs = both(2, case(2, 64, length))
     assert_close(ours, theirs, 1e-5)
@@ -201,3 +201,30 @@ def test_compiled_for_tpus_a_training_step_has_no_quadratic_buffer():
     scores = rows * heads * length**2 * 4 // 4  # float32, on each of four devices
     assert temporary("xla") > scores
     assert temporary("auto") < scores / 4
+
+
+def test_heads_that_share_keys_equal_heads_with_copies_of_them(monkeypatch):
+    """Four heads of 128 on two heads of keys, in rows of two blocks, against the plain form."""
+    monkeypatch.setattr(relative, "BLOCKS", {"whole": 128, "block": 128})
+    query, key, value, gradient, _, segments, key_segments = case(4, 128, 256)
+    key, value = (x[..., :256] for x in (key, value))  # two heads
+
+    def kernel(query, key, value):
+        return relative_attention(
+            query, key, value, query_segments=segments, key_segments=key_segments,
+            head_dim=128, causal=True, interpret=True,
+        )  # fmt: skip
+
+    def reference(query, key, value):
+        query, key, value = (x.reshape(*x.shape[:2], -1, 128) for x in (query, key, value))
+        key, value = (jnp.repeat(x, 2, axis=2) for x in (key, value))
+        out = plain_attention(query, key, value, 0.0, segments, key_segments, True, 1.0)
+        return out.reshape(*out.shape[:2], -1)
+
+    found = []
+    for attend in (kernel, reference):
+        out, pull = jax.vjp(jax.jit(attend), query, key, value)
+        found.append((out, *jax.jit(pull)(gradient)))
+    for number, (a, b) in enumerate(zip(*found, strict=True)):
+        bound = 2e-6 if number == 0 else 1e-5
+        assert float(jnp.abs(a - b).max()) <= bound * float(jnp.abs(b).max())

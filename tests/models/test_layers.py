@@ -84,7 +84,11 @@ def examples(config) -> dict:
 
 
 UNROLLED = {"scan_layers": False}
-RUNS = [(T5, {"remat": name}) for name in REMAT[1:]]
+SWEEP = pytest.mark.sweep
+RUNS = [
+    pytest.param(T5, {"remat": name}, marks=[] if name in ("full", "attention") else SWEEP)
+    for name in REMAT[1:]
+]
 RUNS += [(T5, UNROLLED), (T5, UNROLLED | {"remat": "dots"}), (LLAMA, UNROLLED)]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.logits import vocabulary_logits
+from models.logits import OutputHead, vocabulary_logits
 from models.losses import chunked_cross_entropy, cross_entropy, token_log_likelihood
 
 CASES = [(0.0, 0.0), (1e-2, 0.0), (0.0, 0.1), (1e-3, 0.2)]
@@ -88,16 +88,16 @@ def plain(hidden, kernel, targets, weights, z_loss, label_smoothing, scale, soft
 
 def plain_in_models(hidden, kernel, targets, weights, z_loss, label_smoothing, scale, softcap):
     """The loss of a model's logits."""
-    logits = vocabulary_logits(hidden, kernel, scale, softcap)
+    logits = vocabulary_logits(hidden, OutputHead(kernel, scale, softcap))
     loss, weight, aux = cross_entropy(logits, targets, weights, z_loss, label_smoothing)
     return loss / weight, aux
 
 
 def chunked(hidden, kernel, targets, weights, z_loss, label_smoothing, scale, softcap, chunk):
+    head = OutputHead(kernel, scale, softcap)
     loss, weight, aux = chunked_cross_entropy(
-        hidden, kernel, targets, weights, z_loss, label_smoothing,
-        chunk=chunk, scale=scale, softcap=softcap,
-    )  # fmt: skip
+        hidden, head, targets, weights, z_loss, label_smoothing, chunk=chunk
+    )
     return loss / weight, aux
 
 
@@ -237,7 +237,11 @@ def test_token_log_likelihood_by_its_definition(chunk):
     logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64) * 0.5
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.take_along_axis(log_probabilities, np.asarray(targets)[..., None], -1)[..., 0]
-    run = jax.jit(functools.partial(token_log_likelihood, chunk=chunk, scale=0.5))
+
+    @jax.jit
+    def run(hidden, kernel, targets):
+        return token_log_likelihood(hidden, OutputHead(kernel, 0.5), targets, chunk=chunk)
+
     np.testing.assert_allclose(run(hidden, kernel, targets), expected, rtol=1e-5, atol=1e-5)
 
     candidates = jnp.stack([targets, jnp.zeros_like(targets)], axis=-1)
@@ -250,7 +254,7 @@ def test_token_log_likelihood_never_holds_all_logits():
     hidden, kernel, targets, _ = case(8, 64, 8, 5000)
     compiled = (
         jax.jit(functools.partial(token_log_likelihood, chunk=32))
-        .lower(hidden, kernel, targets)
+        .lower(hidden, OutputHead(kernel), targets)
         .compile()
     )
     assert compiled.memory_analysis().temp_size_in_bytes < 8 * 64 * 5000 * 4 / 4

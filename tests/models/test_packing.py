@@ -135,7 +135,7 @@ def test_encoder_decoder(config):
     assert_same_documents(logits(batch), decoder_ids, logits(apart), side=1)
 
 
-def test_neighbours_have_no_influence():
+def test_neighbors_have_no_influence():
     """Exactly none: changing one document leaves every bit of the others."""
     model, params = Model(T5), params_of(T5)
     logits = jax.jit(lambda batch: model.bind(params)(batch))
@@ -156,11 +156,11 @@ def test_losses_and_their_gradients():
 
     def loss(params, batch):
         module = model.bind(params)
-        kernel, scale = module.output_embedding()
+        head = module.output_head()
         targets = batch["decoder_target_tokens"]
         weights = (targets > 0).astype(jnp.float32)
         total, weight, _ = chunked_cross_entropy(
-            module.forward(batch), kernel, targets, weights, z_loss=1e-3, chunk=16, scale=scale
+            module.forward(batch), head, targets, weights, z_loss=1e-3, chunk=16
         )
         return total / weight
 
@@ -186,9 +186,9 @@ def test_one_step_scoring():
         encoded = module.encode(tokens, segment_ids)
         start = jnp.full(decoder_segment_ids.shape, T5.decoder_start_id)
         hidden = module.decode(encoded, segment_ids, start, decoder_segment_ids)
-        kernel, scale = module.output_embedding()
+        head = module.output_head()
         candidates = jnp.broadcast_to(answers, (*start.shape, len(answers)))
-        return token_log_likelihood(hidden, kernel, candidates, scale=scale, chunk=4)
+        return token_log_likelihood(hidden, head, candidates, chunk=4)
 
     batch, apart = packed(), padded()
     questions = np.broadcast_to(np.arange(1, 5), (len(ROWS), 4))  # a fourth that is never there

@@ -1,6 +1,7 @@
 """Meshes, rules and shardings: every array where the table says, and nothing lost on the way."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from models import partitioning
+from models.compiler_options import BY_PLATFORM, compiler_options
 from models.config import DecoderConfig, T5Config
 from models.model import Model
 from models.optimizers import Adafactor, state_axes
@@ -192,3 +194,16 @@ def test_constrain_is_nothing_without_a_mesh_and_pins_within_one(mesh):
     with partitioning.use(mesh, {**partitioning.RULES, "mlp": ()}):  # other rules: traced anew
         assert f(x).sharding.spec == PartitionSpec(("data", "fsdp"))
     assert len(f(x).sharding.device_set) == 1
+
+
+def test_options_of_the_compiler_are_those_of_gpus_and_the_given(eight_devices):
+    mesh = partitioning.make_mesh({"data": 8}, eight_devices)
+    given = {"xla_cpu_enable_fast_math": False}
+    assert compiler_options(mesh, given) == given
+    gpu = types.SimpleNamespace(platform="gpu")
+    gpus = types.SimpleNamespace(size=2, devices=np.array([gpu, gpu]))
+    assert compiler_options(gpus, given) == given | BY_PLATFORM["gpu"]
+    for name, value in BY_PLATFORM["gpu"].items():  # what a user gives comes first
+        assert compiler_options(gpus, {name: not value})[name] is (not value)
+    alone = types.SimpleNamespace(size=1, devices=np.array([gpu]))
+    assert compiler_options(alone, {}) == {}

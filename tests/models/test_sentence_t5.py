@@ -55,7 +55,7 @@ def test_equals_pytorch(params, embeddings):
     )
     settings._attn_implementation = "eager"
     encoder = transformers.T5EncoderModel(settings).eval()
-    names = huggingface_names.sources(CONFIG)
+    names = huggingface_names.sources(CONFIG, "t5")
     tensors = {}
     for name, source in names.items():
         value = params

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models import partitioning
-from models.config import DecoderConfig, T5Config
+from models.config import DecoderConfig, T5Config, T5GemmaConfig
 from models.losses import chunked_cross_entropy, token_log_likelihood
 from models.model import Model
 
@@ -24,6 +24,11 @@ MESHES = [
 TINY = {"vocab_size": 96, "d_model": 32, "d_ff": 64}
 T5 = T5Config(**TINY, d_kv=8, num_heads=8, num_encoder_layers=2, num_decoder_layers=2)
 LLAMA = DecoderConfig(**TINY, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=8)
+T5GEMMA = T5GemmaConfig(
+    **TINY, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=8, window=5, post_norms=True,
+    global_every=2, attention_softcap=9.0, tie_embeddings=True,
+    encoder=DecoderConfig(**TINY, num_layers=3, num_heads=8, num_kv_heads=8, head_dim=8, window=4),
+)  # fmt: skip
 
 
 def batch() -> dict:
@@ -43,19 +48,19 @@ def batch() -> dict:
 def compute(model: Model):
     def loss(params, batch):
         module = model.bind(params)
-        kernel, scale = module.output_embedding()
+        head = module.output_head()
         hidden = module.forward(batch, dropout_key=jax.random.key(1))
         weights = (batch["decoder_segment_ids"] > 0).astype(jnp.float32)
         targets = batch["decoder_target_tokens"]
         total, weight, _ = chunked_cross_entropy(
-            hidden, kernel, targets, weights, z_loss=1e-4, chunk=64, scale=scale
+            hidden, head, targets, weights, z_loss=1e-4, chunk=64
         )
-        return total / weight, token_log_likelihood(hidden, kernel, targets, chunk=64)
+        return total / weight, token_log_likelihood(hidden, head, targets, chunk=64)
 
     return jax.value_and_grad(loss, has_aux=True)
 
 
-@pytest.fixture(scope="module", params=[T5, LLAMA], ids=["t5", "decoder"])
+@pytest.fixture(scope="module", params=[T5, LLAMA, T5GEMMA], ids=["t5", "decoder", "t5gemma"])
 def alone(request):
     """A model, its parameters, and what one device computes."""
     model = Model(request.param)

@@ -14,8 +14,8 @@ import pytest
 import tensorstore
 
 from models import partitioning, weights
-from models.config import NAMED
 from models.model import Model, stack_layers
+from models.published import NAMED
 from models.weights import flax_msgpack, t5x, transfer
 
 torch = pytest.importorskip("torch", reason="the reference is transformers in PyTorch")
@@ -29,7 +29,7 @@ TINY = {
 VARIANTS = {
     "v1_0": ("T5", {"feed_forward_proj": "relu"}),
     "v1_1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "umt5": ("UMT5", {"feed_forward_proj": "gated-gelu"}),
+    "umt5": ("UMT5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
     # As T5X's scanning network trains them: every layer has a relative bias of its own.
     "v1_0_own": ("UMT5", {"feed_forward_proj": "relu"}),
 }
@@ -114,7 +114,7 @@ def published(model, variant: str, layout: str = "numbered") -> dict[str, np.nda
     return {name: np.ascontiguousarray(value) for name, value in target.items()}
 
 
-def with_optimiser(target: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_optimizer(target: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint: `target/...`, and Adafactor's slots under `state/`."""
     arrays = {f"target/{name}": value for name, value in target.items()}
     for name, value in target.items():
@@ -179,7 +179,7 @@ def assert_same(a, b) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits_are_those_of_pytorch(tmp_path, variant, layout):
     torch_model = reference(variant)
-    arrays = with_optimiser(published(torch_model, variant, layout))
+    arrays = with_optimizer(published(torch_model, variant, layout))
     checkpoint = write_tensorstore(tmp_path, arrays)
     model, params = weights.load(checkpoint)
     assert relative_error(model, params, torch_model) < 2e-6
@@ -193,7 +193,7 @@ def test_published_layouts_hold_the_same_model(tmp_path):
     loaded = [
         weights.load(write_tensorstore(tmp_path / layout, published_arrays))
         for layout in LAYOUTS
-        for published_arrays in [with_optimiser(published(torch_model, "umt5", layout))]
+        for published_arrays in [with_optimizer(published(torch_model, "umt5", layout))]
     ]
     for model, params in loaded[1:]:
         assert model == loaded[0][0]
@@ -201,7 +201,7 @@ def test_published_layouts_hold_the_same_model(tmp_path):
 
 
 def test_the_old_single_file_holds_the_same_model(tmp_path, monkeypatch):
-    arrays = with_optimiser(published(reference("v1_1"), "v1_1"))
+    arrays = with_optimizer(published(reference("v1_1"), "v1_1"))
     _, expected = weights.load(write_tensorstore(tmp_path / "directory", arrays))
     (tmp_path / "checkpoint_7").write_bytes(_index(arrays, 7))
     _, params = weights.load(tmp_path / "checkpoint_7")
@@ -218,7 +218,7 @@ def test_the_configuration_is_inferred_from_the_shapes(tmp_path):
     for variant in VARIANTS:
         torch_model = reference(variant)
         layout = "scanned" if variant == "umt5" else "numbered"
-        arrays = with_optimiser(published(torch_model, variant, layout))
+        arrays = with_optimizer(published(torch_model, variant, layout))
         config = t5x.read(write_tensorstore(tmp_path / variant, arrays)).config
         assert (config.d_model, config.d_kv, config.num_heads, config.d_ff) == (32, 8, 4, 48)
         assert (config.num_encoder_layers, config.num_decoder_layers) == (3, 2)
@@ -229,13 +229,13 @@ def test_the_configuration_is_inferred_from_the_shapes(tmp_path):
         assert config.relpos_per_layer == (variant in ("umt5", "v1_0_own"))
 
 
-def test_optimiser_slots_are_counted_and_never_read(tmp_path):
+def test_optimizer_slots_are_counted_and_never_read(tmp_path):
     target = published(reference("v1_1"), "v1_1")
-    checkpoint = write_tensorstore(tmp_path, with_optimiser(target))
+    checkpoint = write_tensorstore(tmp_path, with_optimizer(target))
     for slot in checkpoint.glob("state.*"):
         shutil.rmtree(slot)
     stored = t5x.read(checkpoint)
-    assert stored.notes == {"step": 1_000_000, "optimiser slots, not loaded": 4 * len(target)}
+    assert stored.notes == {"step": 1_000_000, "optimizer slots, not loaded": 4 * len(target)}
     assert stored.tensors.keys() == target.keys()
     weights.load(checkpoint)
 
@@ -279,20 +279,20 @@ def test_the_newest_checkpoint_of_a_run_is_found(tmp_path):
 def test_what_does_not_fit_is_named(tmp_path, change, complaint):
     target = published(reference("v1_0"), "v1_0")
     change(target)
-    checkpoint = write_tensorstore(tmp_path, with_optimiser(target))
+    checkpoint = write_tensorstore(tmp_path, with_optimizer(target))
     with pytest.raises(ValueError, match=complaint):
         weights.load(checkpoint)
 
 
 def test_a_missing_piece_is_an_error_and_not_zeros(tmp_path):
-    checkpoint = write_tensorstore(tmp_path, with_optimiser(published(reference("v1_0"), "v1_0")))
+    checkpoint = write_tensorstore(tmp_path, with_optimizer(published(reference("v1_0"), "v1_0")))
     (checkpoint / "target.token_embedder.embedding" / "0.0").unlink()
     with pytest.raises(ValueError, match=r"target\.token_embedder\.embedding/0\.0"):
         weights.load(checkpoint)
 
 
 def test_an_index_of_another_checkpoint_is_an_error(tmp_path):
-    arrays = with_optimiser(published(reference("v1_0"), "v1_0"))
+    arrays = with_optimizer(published(reference("v1_0"), "v1_0"))
     checkpoint = write_tensorstore(tmp_path, arrays)
     arrays["target/encoder/layers_0/mlp/wo/kernel"] = np.ones((48, 64), np.float32)
     other = write_tensorstore(tmp_path / "other", arrays)
@@ -308,9 +308,12 @@ def test_other_kinds_of_checkpoint_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="TensorFlow checkpoint"):
         weights.load(tmp_path)
     (tmp_path / "checkpoint").write_bytes(b"\xc1not msgpack")
-    with pytest.raises(ValueError, match="not msgpack"):
+    with pytest.raises(ValueError, match="not a Flax msgpack file"):
         weights.load(tmp_path)
     (tmp_path / "checkpoint").rename(tmp_path / "_METADATA")
+    with pytest.raises(ValueError, match="_METADATA is not JSON"):
+        weights.load(tmp_path)
+    (tmp_path / "_METADATA").write_text("{}")
     with pytest.raises(ValueError, match="not Orbax's index of a tree"):
         weights.load(tmp_path)
 
@@ -346,12 +349,12 @@ def write_orbax(directory, arrays: dict[str, np.ndarray], kind: str, step: int =
 @pytest.mark.parametrize(("variant", "layout"), [("v1_1", "numbered"), ("umt5", "scanned_split")])
 def test_written_through_orbax_it_is_the_same_model(tmp_path, variant, layout):
     target = published(reference(variant), variant, layout)
-    arrays = with_optimiser(target)
+    arrays = with_optimizer(target)
     model, params = weights.load(write_tensorstore(tmp_path / "t5x", arrays))
     for kind in ORBAX:
         write_orbax(tmp_path / kind, arrays, kind)
         stored = t5x.read(tmp_path / kind)
-        assert stored.notes == {"step": 1_000_000, "optimiser slots, not loaded": 4 * len(target)}
+        assert stored.notes == {"step": 1_000_000, "optimizer slots, not loaded": 4 * len(target)}
         again, again_params = weights.load(tmp_path / kind)
         assert again == model
         assert_same(again_params, params)
@@ -360,7 +363,7 @@ def test_written_through_orbax_it_is_the_same_model(tmp_path, variant, layout):
 
 
 def test_what_orbax_lost_is_an_error_and_not_zeros(tmp_path):
-    arrays = with_optimiser(published(reference("v1_1"), "v1_1"))
+    arrays = with_optimizer(published(reference("v1_1"), "v1_1"))
     whole = write_orbax(tmp_path / "whole", arrays, "directories") / "state"
     shutil.rmtree(whole / "target.encoder.layers_1.mlp.wo.kernel")
     with pytest.raises(ValueError, match=r"lacks the array of target/encoder/layers_1/mlp/wo/ker"):
@@ -380,7 +383,7 @@ def test_what_orbax_lost_is_an_error_and_not_zeros(tmp_path):
 @pytest.mark.parametrize("axes", [{"fsdp": 4, "tensor": 2}, {"tensor": 8}])
 def test_sharded_is_unsharded(tmp_path, eight_devices, layout, axes):
     """Also where a shard begins inside a head: 4 heads over 8 devices."""
-    arrays = with_optimiser(published(reference("umt5"), "umt5", layout))
+    arrays = with_optimizer(published(reference("umt5"), "umt5", layout))
     checkpoint = write_tensorstore(tmp_path, arrays)
     mesh = partitioning.make_mesh({"data": -1, **axes}, eight_devices)
     scan_layers = layout != "scanned"  # and a scanned one taken apart
@@ -395,7 +398,7 @@ def test_sharded_is_unsharded(tmp_path, eight_devices, layout, axes):
 
 
 def test_bfloat16_in_and_out_of_the_file(tmp_path):
-    arrays = with_optimiser(published(reference("v1_1"), "v1_1"))
+    arrays = with_optimizer(published(reference("v1_1"), "v1_1"))
     checkpoint = write_tensorstore(tmp_path / "float32", arrays)
     _, full = weights.load(checkpoint)
     _, half = weights.load(checkpoint, dtype="bfloat16")
@@ -412,7 +415,7 @@ def test_a_dual_encoder_is_a_sentence_encoder(tmp_path):
     encoder["encoder/token_embedder/embedding"] = target["token_embedder/embedding"]
     projection = np.random.default_rng(0).normal(size=(32, 24)).astype(np.float32)
     encoder["projection_layer/kernel"] = projection
-    model, params = weights.load(write_tensorstore(tmp_path, with_optimiser(encoder)))
+    model, params = weights.load(write_tensorstore(tmp_path, with_optimizer(encoder)))
     assert (model.config.sentence_head, model.config.num_decoder_layers) == (24, 0)
     np.testing.assert_array_equal(params["projection_layer"]["kernel"], projection)
     embedded = jax.jit(lambda p: model.bind(p).embed(BATCH["encoder_input_tokens"]))(params)

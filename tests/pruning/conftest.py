@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+import types
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from pruning import corpus, vocabulary_training
-from pruning.corpus import Corpus, IngestConfig
-from pruning.sources import JsonlSource
+from pruning.corpus import ingest, vocabulary_training
+from pruning.corpus.ingest import IngestConfig
+from pruning.corpus.reader import Corpus
+from pruning.corpus.sources import JsonlSource
+from pruning.corpus.vocabulary import Vocabulary
+from pruning.scores.score_set import schema_of
+from pruning.store.artifact import Artifact
+from pruning.store.build import Build
 
 _WORDS = """
 the of and to in is that for it as was with be by on not he his but at are this have from or had an
@@ -74,6 +83,145 @@ def make_corpus(small_vocabulary_file) -> Callable[..., Corpus]:
             "output": str(directory / "corpus"),
             "workers": 1,
         }
-        return Corpus(corpus.run(IngestConfig(**defaults | settings)))
+        return Corpus(ingest.run(IngestConfig(**defaults | settings)))
 
     return make
+
+
+BYTES = Vocabulary("bytes", b"", 125)
+
+Documents = Sequence[Sequence[Sequence[int] | str]]  # shard -> document -> tokens, or the text
+
+
+def write_corpus(
+    path: Path,
+    documents: Documents,
+    *,
+    domains: Sequence[Sequence[str | None]] | None = None,
+    doc_ids: Sequence[np.ndarray] | None = None,
+    row_group: int = 1024,
+    vocabulary: Vocabulary = BYTES,
+) -> Artifact:
+    """A corpus of the given documents; `doc_ids` are shard << 32 | row unless given."""
+    columns = {
+        "doc_id": pa.int64(),
+        "text": pa.large_string(),
+        "tokens": pa.list_(pa.uint16()),
+        "n_tokens": pa.int32(),
+    } | ({} if domains is None else {"domain": pa.string()})
+    schema = pa.schema(list(columns.items()))
+    build = Build(path, "corpus", {"name": path.name}, {}, len(documents), schema)
+    for k, of_shard in enumerate(documents):
+        tokens = [vocabulary.encode(each) if isinstance(each, str) else each for each in of_shard]
+        texts = [each if isinstance(each, str) else vocabulary.decode(each) for each in of_shard]
+        with build.shard(k) as shard:
+            ids = (np.int64(k) << 32) + np.arange(len(of_shard)) if doc_ids is None else doc_ids[k]
+            values = {
+                "doc_id": ids,
+                "text": texts,
+                "tokens": tokens,
+                "n_tokens": [len(ids) for ids in tokens],
+            } | ({} if domains is None else {"domain": domains[k]})
+            shard.write(values, row_group)
+            shard.tokens = sum(map(len, tokens))
+    if vocabulary.kind != "bytes":
+        build.write_file("vocabulary.model", vocabulary.model)
+    return build.finish({"vocabulary": vocabulary.describe(), "metadata": list(columns)[4:]})
+
+
+def write_scores(
+    path: Path,
+    corpus: Artifact,
+    columns: Mapping[str, Sequence[np.ndarray]],
+    statuses: Mapping[tuple[int, int], str] | None = None,
+    doc_ids: Sequence[np.ndarray] | None = None,
+) -> Artifact:
+    """A score set: column -> shard -> values [n] or vectors [n, width].
+
+    Args:
+      statuses: (shard, row) -> status, where it is not "ok"; there the values are null.
+    """
+    kinds = {name: _kind(parts[0]) for name, parts in columns.items()}
+    # Vectors are lists, as in score sets of earlier versions.
+    schema = pa.schema([*schema_of({}), *kinds.items()])
+    config = {"name": path.name}
+    build = Build(path, "scores", config, {"corpus": corpus}, corpus.num_shards, schema)
+    for k in range(corpus.num_shards):
+        names = ["ok"] * corpus.manifest.shards[k].rows
+        for (shard, row), name in (statuses or {}).items():
+            if shard == k:
+                names[row] = name
+        null = np.asarray(names) != "ok"
+        with build.shard(k) as shard:
+            shard.write(
+                {
+                    "doc_id": (np.int64(k) << 32) + np.arange(len(names))
+                    if doc_ids is None
+                    else doc_ids[k],
+                    "status": pa.array(names, schema.field("status").type),
+                }
+                | {name: _arrow(parts[k], null, kinds[name]) for name, parts in columns.items()}
+            )
+            shard.counts = {"documents": dict(Counter(names))}
+    return build.finish()
+
+
+def _kind(values: np.ndarray) -> pa.DataType:
+    kind = pa.from_numpy_dtype(values.dtype)
+    return kind if values.ndim == 1 else pa.list_(kind, values.shape[1])
+
+
+def _arrow(values: np.ndarray, null: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values, kind, mask=null)
+    # A missing vector is zeros: pyarrow cannot read back a null one.
+    flat = pa.array(np.where(null[:, None], 0, values).reshape(-1), kind.value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+
+def random_documents(counts: Sequence[int], seed: int = 0, longest: int = 60) -> Documents:
+    """Documents of random bytes, `counts[k]` of them in shard k."""
+    rng = np.random.default_rng(seed)
+    return [
+        [rng.integers(3, 259, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+        for count in counts
+    ]
+
+
+@pytest.fixture(scope="session")
+def artifacts():
+    """Writers of small artifacts."""
+    return types.SimpleNamespace(
+        vocabulary=BYTES, corpus=write_corpus, scores=write_scores, documents=random_documents
+    )
+
+
+@pytest.fixture(scope="session")
+def english_texts() -> list[str]:
+    """Texts of a few lines each, with punctuation, numbers and other scripts in some."""
+    texts = [english(60, seed) for seed in range(60)]
+    lines = [
+        "1,024 items (32%) — naïve café",
+        "\ttabs\tand\n\n\nempty lines...",
+        "漢字 и кириллица",
+    ]
+    return [text + "\n" + lines[i % 3] if i % 4 else text for i, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of(tmp_path_factory, english_texts) -> Callable[[str], Path]:
+    """Style -> directory of a tokenizer in that style, as transformers saves it."""
+    import importlib.util
+
+    place = Path(__file__).with_name("tokenizer_styles.py")
+    spec = importlib.util.spec_from_file_location("tokenizer_styles", place)
+    styles = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(styles)
+    made: dict[str, Path] = {}
+
+    def directory(style: str) -> Path:
+        if style not in made:
+            made[style] = styles.save(style, tmp_path_factory.mktemp(style), english_texts, 600)
+        return made[style]
+
+    return directory

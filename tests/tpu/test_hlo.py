@@ -1,4 +1,4 @@
-"""Reading HLO: every operation as often as it runs, and nothing guessed."""
+"""Costs of HLO programs: operations count as often as they run; unknown counts are errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def program(bound="constant(5)", step=1, first=0):
 @pytest.mark.parametrize(
     ("first", "bound", "step", "trips"), [(0, 5, 1, 5), (2, 5, 1, 3), (0, 5, 2, 3), (5, 5, 1, 0)]
 )
-def test_what_stands_in_loops_counts_as_often_as_it_runs(first, bound, step, trips):
+def test_operations_in_loops_are_counted_by_their_trips(first, bound, step, trips):
     cost = hlo.cost(program(f"constant({bound})", step, first))
     assert cost.cycles == 3 * trips * 100 + 7  # the cycles inside the fusion are not counted again
     assert cost.kernels == (hlo.Kernel("my_kernel", ("u.9",), 3),)
@@ -139,7 +139,7 @@ replica_groups={{0,1},{2,3}}, to_apply=%add
 """
 
 
-def test_collectives_count_once_a_channel_and_tell_what_runs_beside_them():
+def test_collectives_count_once_per_channel_and_by_whether_they_overlap():
     totals = hlo.totals(hlo.cost(COLLECTIVES).collectives)
     half, whole = 128 * 128 * 2, 128 * 128 * 4
     assert totals == {
@@ -179,7 +179,7 @@ def test_names_of_slices(name, accelerator, hosts):
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "v5p:4x4", "h100:8x8", "v5e:0x4", "v5e:2xx"])
-def test_no_such_topology(name):
+def test_topologies_that_do_not_exist_are_refused(name):
     with pytest.raises(TopologyError, match="v5e:16x16"):
         Topology.parse(name)
 

@@ -1,4 +1,4 @@
-"""Launching: what a dry run says is what is done, and what is written is what clusters read."""
+"""The launcher: dry runs print what is executed; manifests and scripts are what clusters accept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -20,7 +21,8 @@ CLOUD = ["--project", "my-project", "--zone", "us-west4-a", "--name", "judge"]
 SCORE = ["--", "--gin_file=configs/score/ask_llm.gin", "--gin.CORPUS=gs://b/my corpus"]
 TRAIN = ["--", "--gin_file=configs/pretrain/t5_base_c4.gin", "--gin.OUTPUT=gs://b/run"]
 
-# A cloud that writes down what it is asked, and answers from a list: the last answer stays.
+# A stand-in for the cloud commands: it records its calls and answers from a list; the last answer
+# is repeated.
 FAKE = """#!/usr/bin/env python3
 import json, os, pathlib, sys
 here = pathlib.Path(os.environ["FAKE_CLOUD"])
@@ -40,7 +42,7 @@ for verb in ("describe", "cat "):
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-    """gcloud, kubectl, ... that record their calls; a function that reads them."""
+    """Put recording stand-ins for gcloud, kubectl, ... on PATH; yield a reader of their calls."""
     for name in ("gcloud", "kubectl", "docker", "git", "sbatch", "squeue", "scancel"):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(FAKE)
@@ -49,7 +51,9 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_CLOUD", str(tmp_path))
     monkeypatch.setattr(launch, "REPOSITORY", tmp_path)
     monkeypatch.setattr(launch, "_POLL_SECONDS", 0)
-    monkeypatch.setattr(launch, "_PATIENCE", 3)
+    monkeypatch.setattr(launch, "_ATTEMPTS", 3)
+    (tmp_path / ".git").mkdir()
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     answers(tmp_path, describe=["ACTIVE"], cat=["done"])
 
     def calls() -> list[list[str]]:
@@ -65,9 +69,9 @@ def answers(tmp_path, **lists):
 
 
 def commands(printed: str) -> list[list[str]]:
-    """What a dry run says it would call."""
+    """Return the commands in the output of a dry run."""
     lines = [line.removeprefix("$ ") for line in printed.splitlines() if line.startswith("$ ")]
-    return [shlex.split(line.partition("    # until it says")[0]) for line in lines]
+    return [shlex.split(line.partition("    # until it prints")[0]) for line in lines]
 
 
 JOBS = [
@@ -89,7 +93,7 @@ for stage in launch.STAGES:
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: "-".join(job[:3:2]))
-def test_a_dry_run_says_what_is_done(job, cloud, capsys, tmp_path):
+def test_a_dry_run_prints_what_is_executed(job, cloud, capsys, tmp_path):
     assert launch.main(job) == 0
     printed = capsys.readouterr().out
     assert cloud() == [] and not (tmp_path / "runs").exists()
@@ -113,7 +117,7 @@ def test_workers_of_scoring_share_all_shards_between_them(cloud):
         assert "--distributed" not in inner
 
 
-def test_a_preempted_resource_is_made_again(cloud, tmp_path):
+def test_a_preempted_resource_is_replaced(cloud, tmp_path):
     answers(tmp_path, describe=["SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE"])
     answers(tmp_path, cat=["running", "done"])
     job = ["queued-resource", "--stage", "train", *CLOUD, "--watch", "--delete_when_done", "--yes"]
@@ -128,14 +132,14 @@ def test_a_preempted_resource_is_made_again(cloud, tmp_path):
     assert words == ["worker.sh", "describe", *again, "cat", "describe", "cat", "delete"]
 
 
-def test_machines_that_do_not_answer_for_a_while_are_asked_again(cloud, tmp_path):
+def test_queries_that_fail_for_a_while_are_retried(cloud, tmp_path):
     answers(tmp_path, describe=["ACTIVE", "fails", "ACTIVE"], cat=["fails", "running", "done"])
     job = ["queued-resource", "--stage", "train", *CLOUD, "--watch", "--yes"]
     assert launch.main([*job, *TRAIN]) == 0
     assert not any("create" in call for call in cloud())
 
 
-def test_a_worker_that_gave_up_is_told(cloud, tmp_path, capsys):
+def test_a_failed_worker_is_reported(cloud, tmp_path, capsys):
     answers(tmp_path, cat=["done\nfailed 1"])
     job = ["queued-resource", "--stage", "train", *CLOUD, "--watch", "--yes"]
     assert launch.main([*job, *TRAIN]) == 1
@@ -146,6 +150,10 @@ def test_a_worker_that_gave_up_is_told(cloud, tmp_path, capsys):
     ("change", "word"),
     [
         (["--topology", "v5e:16"], "sides"),
+        (["--topology", "v5e:3x5"], "no such v5e slice; there are 1x1, 2x2"),
+        (["--topology", "v6e:4x2"], "no such v6e slice"),
+        (["--topology", "v5p:4x4x6"], "multiples of 4"),
+        (["--delete_when_done"], "--watch"),
         (["--topology", "v7:2x2"], "v5e"),
         (["--spot", "--reserved"], "--reserved"),
         (["--name", "Judge_1"], "--name"),
@@ -154,15 +162,39 @@ def test_a_worker_that_gave_up_is_told(cloud, tmp_path, capsys):
         (["--yes", "--dry_run"], "--dry_run"),
     ],
 )
-def test_what_launches_nothing_is_refused(change, word, cloud, capsys):
+def test_wrong_settings_are_refused(change, word, cloud, capsys):
     job = ["queued-resource", "--stage", "score", *CLOUD, "--yes", *change, *SCORE]
     assert launch.main(job) == 2
-    assert word in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert word in printed.err and printed.out == ""
     assert cloud() == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--gin_file=configs/score/ask_lm.gin"], "did you mean configs/score/ask_llm.gin?"),
+        (["--gin.MODEL=google/flan-t5-xl"], "requires a --gin_file"),
+        (["--gin_file=configs/score/ask_llm.gin", "runs/out"], "'runs/out'"),
+        ([], "arguments after --"),
+    ],
+)
+@pytest.mark.parametrize("launcher", ["queued-resource", "jobset", "slurm"])
+def test_wrong_arguments_of_the_program_are_refused(launcher, arguments, word, cloud, capsys):
+    own = ["--cluster", "c", "--image", "i", "--partition", "gpu", "--directory", "/w"]
+    assert launch.main([launcher, "--stage", "score", *CLOUD, *own, "--", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert word in printed.err and printed.out == ""
+
+
+def test_only_a_checkout_can_be_installed_on_machines(cloud, capsys, tmp_path):
+    (tmp_path / ".git").rmdir()
+    assert launch.main(["queued-resource", "--stage", "setup", *CLOUD]) == 2
+    assert "not a git checkout" in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------------------------------
-# What is written
+# Manifests and scripts
 
 FIELDS = {  # of jobset.x-k8s.io/v1alpha2 and batch/v1, as far as they are used
     "jobset": {"apiVersion", "kind", "metadata", "spec"},
@@ -180,13 +212,13 @@ FIELDS = {  # of jobset.x-k8s.io/v1alpha2 and batch/v1, as far as they are used
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v5e:16x16", "v5p:4x4x4"])
 @pytest.mark.parametrize("stage", ["score", "train"])
 @pytest.mark.parametrize("spot", [True, False])
-def test_a_jobset_is_one_that_the_cluster_reads(stage, topology, spot):
+def test_a_jobset_has_only_fields_of_its_schema(stage, topology, spot):
     slices = 3 if stage == "train" or topology == "v5e:2x4" else 1
     settings = launch.Settings(
         launcher="jobset", stage=stage, project="p", zone="z", cluster="c", image="i",
         topology=topology, slices=slices, spot=spot, arguments=("--gin_file=x", "--gin.A=it's"),
     )  # fmt: skip
-    jobset = yaml.safe_load(launch.jobset_yaml(settings, 4))
+    jobset = yaml.safe_load(launch.jobset_yaml(settings))
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
@@ -198,24 +230,25 @@ def test_a_jobset_is_one_that_the_cluster_reads(stage, topology, spot):
     }.items():  # fmt: skip
         assert set(value) <= FIELDS[kind], kind
 
-    # Pods in all: as many as the slices have hosts, whichever way they are counted.
+    # There are as many pods as the slices have hosts.
     pods = replicated["replicas"] * job["parallelism"]
     assert pods == slices * settings.shape.hosts and job["parallelism"] == job["completions"]
-    assert pod["restartPolicy"] == "Never"  # a pod failure policy wants it
+    assert pod["restartPolicy"] == "Never"  # required by the pod failure policy
     assert ("tolerations" in pod) == spot
     codes, disruption = job["podFailurePolicy"]["rules"]
     assert codes["onExitCodes"]["values"] == [75]
     assert codes["onExitCodes"]["containerName"] == container["name"]
     assert disruption["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
-    if settings.apart:  # one worker's end is its own
+    if settings.apart:  # workers are restarted one by one
         assert codes["action"] == disruption["action"] == "Ignore"
-    else:  # all start again, and it does not count
+    else:  # all are restarted, which is not counted
         assert codes["action"] == disruption["action"] == "FailJob"
         (rule,) = jobset["spec"]["failurePolicy"]["rules"]
         assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
         assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
 
-    # The container's shell runs the program with its arguments, and its number where it has one.
+    # The container's shell runs the program with its arguments, and the index of an independent
+    # worker.
     said = container["args"][0].replace("exec python", "printf '%s\\n'")
     shell = subprocess.run(
         [*container["command"], said], env=os.environ | {"JOB_COMPLETION_INDEX": "2"},
@@ -231,8 +264,8 @@ def test_a_jobset_is_one_that_the_cluster_reads(stage, topology, spot):
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"), [(0, 0, False), (75, 99, True), (1, 3, True), (1, 10, False)]
 )
-def test_a_slurm_job_goes_back_into_the_queue(stage, code, restarts, requeued, tmp_path):
-    """The batch script itself, with an srun and a scontrol that only answer."""
+def test_a_stopped_slurm_job_is_requeued(stage, code, restarts, requeued, tmp_path):
+    """Runs the batch script itself, with stand-ins for srun and scontrol."""
     settings = launch.Settings(
         launcher="slurm", stage=stage, partition="gpu", directory=str(tmp_path), nodes=4,
         arguments=("--gin_file=x",),
@@ -259,7 +292,7 @@ def test_a_slurm_job_goes_back_into_the_queue(stage, code, restarts, requeued, t
     assert ("--gin.Score.worker=2" in ran and "--gin.Score.workers=4" in ran) == settings.apart
 
 
-def test_every_template_is_filled_and_every_script_is_bash():
+def test_templates_are_filled_and_scripts_parse():
     for script in (REPOSITORY / "tpu").rglob("*.sh"):
         assert subprocess.run(["bash", "-n", script]).returncode == 0, script
     with pytest.raises(launch.LaunchError, match="python"):
@@ -291,7 +324,7 @@ def status(tmp_path) -> str:
     return (tmp_path / "logs" / "stage.status").read_text().strip()
 
 
-def test_a_stop_in_good_order_is_started_again_however_often(tmp_path):
+def test_exit_code_75_is_restarted_without_limit(tmp_path):
     count = f"$(wc -l <{tmp_path}/runs)"
     assert worker(tmp_path, f'[ "{count}" -lt 6 ] && exit 75; exit 0', failures=0).wait(20) == 0
     assert (runs(tmp_path), status(tmp_path)) == (6, "done")
@@ -302,7 +335,7 @@ def test_failures_are_counted(tmp_path):
     assert (runs(tmp_path), status(tmp_path)) == (3, "failed 3")
 
 
-def test_a_signal_reaches_the_program_and_ends_the_loop(tmp_path):
+def test_a_signal_is_forwarded_and_ends_the_loop(tmp_path):
     process = worker(tmp_path, "trap 'sleep 0.3; echo saved; exit 75' TERM; sleep 30 & wait")
     while not (tmp_path / "runs").exists():
         time.sleep(0.02)
@@ -313,7 +346,7 @@ def test_a_signal_reaches_the_program_and_ends_the_loop(tmp_path):
     assert "saved" in (tmp_path / "logs" / "stage.log").read_text()
 
 
-def test_there_is_one_worker_of_a_name(tmp_path):
+def test_a_second_worker_of_the_same_name_refuses_to_start(tmp_path):
     first = worker(tmp_path, "sleep 1")
     while not (tmp_path / "runs").exists():
         time.sleep(0.02)

@@ -1,11 +1,13 @@
-"""What a run starts from: weights of other kinds, parts of them, and in bfloat16."""
+"""Starts of runs: from weights of other kinds or parts of them, in bfloat16, and failed starts."""
 
 import dataclasses
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -19,6 +21,8 @@ from models import checkpoints, weights
 from models.model import Model
 from models.optimizers import Adafactor, AdamW, Constant, Muon
 from models.weights import huggingface
+from pruning.cli import command
+from pruning.store.manifest import ConfigurationChanged
 
 STILL = AdamW(Constant(0.0))  # a run that changes nothing shows what it began with
 
@@ -98,6 +102,79 @@ def test_a_corpus_of_a_larger_vocabulary_is_refused(tiny_run, reversals, tmp_pat
     data = reversals(ids=65)
     with pytest.raises(train.RunError, match="vocabulary of 65 ids, the model one of 64"):
         train.train(tiny_run(tmp_path, data=data))
+    # Nothing was done, so that the corrected command runs.
+    assert train.train(tiny_run(tmp_path))["steps"] == 6
+    with pytest.raises(ConfigurationChanged, match="another configuration:\n  seed: 0 -> 1"):
+        train.train(tiny_run(tmp_path, seed=1))
+
+
+@pytest.mark.usefixtures("on_one_device")
+@pytest.mark.parametrize("content", ["", "{}", "null", "[1]", '{"identity": {}'])
+def test_a_damaged_configuration_is_refused_by_name(tiny_run, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(train.RunError, match=r"config\.json (is damaged|was not written)"):
+        train.train(tiny_run(tmp_path))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # no file may be larger
+import train
+from models.config import T5Config
+from pruning.cli import command
+sys.path.insert(0, "tests/train")
+from conftest import TINY, Reversals
+
+def main():
+    train.train(train.TrainConfig(output=sys.argv[1], model=TINY, data=Reversals(), steps=6,
+                                  checkpoint_every=1, log_every=1))
+    return 0
+
+sys.exit(command.exit_status(main))
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "run")],
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        cwd=Path(train.__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1
+    said = [line for line in ran.stderr.splitlines() if not line.startswith("train: ")]
+    assert len(said) == 1, ran.stderr
+    assert said[0].startswith(
+        f"error: cannot write a checkpoint to {tmp_path / 'run' / 'checkpoints'} (File too large)"
+    )
+
+
+def test_an_error_of_a_step_is_not_hidden_by_one_of_its_checkpoint(tmp_path, monkeypatch):
+    def fail() -> None:
+        raise OSError("a write in the background failed")
+
+    opened = checkpoints.Checkpoints(tmp_path / "run")
+    monkeypatch.setattr(opened._manager, "close", fail)
+    with pytest.raises(ZeroDivisionError), opened:
+        raise ZeroDivisionError
+    with pytest.raises(checkpoints.CheckpointError, match="a write in the background"), opened:
+        pass
+
+
+def test_sigterm_before_the_first_step_ends_with_75_and_a_line(capsys):
+    def work() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        return 0
+
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command.exit_status(work) == 75
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert capsys.readouterr().err == "terminated: the same command goes on where it stopped\n"
 
 
 @pytest.mark.usefixtures("on_one_device")
@@ -140,7 +217,7 @@ def test_gradients_in_bfloat16_are_those_in_float32_rounded(reversals, tiny_run)
         np.testing.assert_allclose(rounded / scale, exact / scale, atol=1e-6, rtol=2**-7)
 
     jax.tree_util.tree_map_with_path(compare, found["float32"], found["bfloat16"])
-    with pytest.raises(train.RunError, match=r"gradient_dtype 'bfloat16' wants"):
+    with pytest.raises(train.RunError, match=r"gradient_dtype 'bfloat16' requires"):
         train.make_train_step(config, Model(tiny_run("").model), keep)
 
 

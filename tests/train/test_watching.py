@@ -12,7 +12,7 @@ import pytest
 
 import train
 from models import checkpoints, flops
-from pruning import progress
+from pruning.store import progress
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 

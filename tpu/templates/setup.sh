@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs Winnow from an archive of its repository into ~/winnow, with a Python of its own; run
-# again, it brings both up to date. What runs there (logs/) is left alone.
+# Installs Winnow from an archive of its repository into ~/winnow, with its own Python. Run again, it
+# updates both; logs/ is kept.
 set -euo pipefail
 mkdir -p ~/winnow
 tar --extract --gzip --file ~/winnow.tar.gz --directory ~/winnow

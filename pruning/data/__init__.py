@@ -1,0 +1,1 @@
+"""Training data: the stream of examples, supervised examples, seqio, exported datasets."""

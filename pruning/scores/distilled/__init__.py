@@ -1,0 +1,1 @@
+"""Students of expensive scorers, and training examples for judges."""

@@ -1,0 +1,121 @@
+"""A question around a document's text, for tokenizers whose tokens may span white space.
+
+    "###\\n{document}\\n###\\n\\nDoes the ..."  ->  ids of the whole text
+
+Choices
+- Byte-level BPE joins a line's end with the preceding text, so the ids of a whole prompt are not
+  those of its pieces. The whole text is encoded, once per question, in threads of the library.
+- Documents are plain text. If a document spells out a special token, the part between the
+  template's own special tokens is encoded with special tokens treated as text. All other documents
+  are encoded in one piece, exactly as in transformers.
+- Truncation of long documents, and several questions about one, are in text_questions.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from pruning.corpus.tokenizers import JsonTokenizer
+from pruning.scores.model.chat import Frame
+from pruning.scores.model.prompt import PromptError
+
+_SLOT = "{document}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPrompt:
+    """A prompt for texts.
+
+    Attributes:
+      tokenizer: the model's tokenizer.
+      question: contains `{document}` once. Other braces are plain text.
+      frame: trusted text around the question, such as a chat template's.
+      begin, end: ids before and after everything, such as BOS, or an encoder's EOS.
+    """
+
+    tokenizer: JsonTokenizer
+    question: str
+    frame: Frame = Frame("", "")  # noqa: RUF009  frozen
+    begin: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (count := self.question.count(_SLOT)) != 1:
+            raise PromptError(
+                f"the prompt has {_SLOT} {count} times; it must have it once: {self.question!r}"
+            )
+
+    @functools.cached_property
+    def _special_ids(self) -> np.ndarray:
+        """Ids that documents cannot produce, int64 ascending."""
+        return np.asarray(sorted(self.tokenizer.special_ids()), np.int64)
+
+    @functools.cached_property
+    def _expected(self) -> int:
+        """Number of special ids in the prompt of any document."""
+        return self._count_special(self.whole("a"))
+
+    def _count_special(self, text: str) -> int:
+        ids = np.asarray(self.tokenizer.encode_template(text), np.int64)
+        return int(np.isin(ids, self._special_ids).sum())
+
+    @functools.cached_property
+    def _length(self) -> int:
+        ids = self.tokenizer.encode_template(self.whole(""))
+        return len(self.begin) + len(ids) + len(self.end)
+
+    def __len__(self) -> int:
+        """Return the number of ids around an empty document; a document may add one or two."""
+        return self._length
+
+    @functools.cached_property
+    def before(self) -> str:
+        """The text before the document, the frame's included."""
+        return self.whole("\0").split("\0")[0]
+
+    def _message(self, document: str) -> str:
+        before, after = self.question.split(_SLOT)
+        return self.frame.message(before + document + after)
+
+    def whole(self, document: str) -> str:
+        """Return the text of the prompt around a document."""
+        return self.frame.before + self._message(document) + self.frame.after
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of the prompt around every text, without truncation."""
+        return self.encode_checked(texts)[0]
+
+    def encode_checked(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Return the ids of `encode`, and whether each text spells out no special token."""
+        found = self.tokenizer.encode_templates([self.whole(text) for text in texts])
+        special, expected = self._special_ids, self._expected
+        plain = [int(np.isin(ids, special).sum()) == expected for ids in found]
+        for i, is_plain in enumerate(plain):
+            if not is_plain:
+                found[i] = self._guarded(texts[i])
+        return [[*self.begin, *ids, *self.end] for ids in found], plain
+
+    def _guarded(self, document: str) -> list[int]:
+        """Return the ids of a prompt around a document that spells out a special token."""
+        before, head = _after_last(self.frame.before, self.tokenizer.special_tokens())
+        tail, after = _before_first(self.frame.after, self.tokenizer.special_tokens())
+        plain = self.tokenizer.encode(head + self._message(document) + tail)
+        trusted = self.tokenizer.encode_template
+        return [*trusted(before), *plain, *trusted(after)]
+
+
+def _after_last(text: str, tokens: Sequence[str]) -> tuple[str, str]:
+    """Split a text after the last of some tokens."""
+    ends = [text.rfind(token) + len(token) for token in tokens if token in text]
+    cut = max(ends, default=0)
+    return text[:cut], text[cut:]
+
+
+def _before_first(text: str, tokens: Sequence[str]) -> tuple[str, str]:
+    """Split a text before the first of some tokens."""
+    cut = min((text.find(token) for token in tokens if token in text), default=len(text))
+    return text[:cut], text[cut:]

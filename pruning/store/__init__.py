@@ -1,0 +1,1 @@
+"""Artifacts on disk: writing, reading, verification, status and parallel construction."""
