@@ -21,14 +21,17 @@ def require_worker(worker: int | None, workers: int | None) -> None:
 def worker_of(worker: int | None, workers: int | None) -> tuple[int, int]:
     """Return the index of this process and the number of processes.
 
-    What is None is taken from `jax.distributed`.
+    What is None is taken from `jax.distributed`. A process that joined no others is process 0 of 1;
+    JAX is then not started, for a stage chooses its devices after it asked this.
 
     Raises:
       ValueError: the index is not below the number.
     """
     import jax
 
-    index = jax.process_index() if worker is None else worker
-    number = jax.process_count() if workers is None else workers
+    joined = jax.distributed.is_initialized()
+    index, number = (jax.process_index(), jax.process_count()) if joined else (0, 1)
+    index = index if worker is None else worker
+    number = number if workers is None else workers
     require_worker(index, number)
     return index, number

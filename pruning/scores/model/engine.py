@@ -200,10 +200,6 @@ def run(config: ScoreConfig, may_all_fail: bool = False) -> Artifact | None:
     from pruning.corpus.reader import load_corpus
 
     started = time.perf_counter()
-    if config.server is None and not config.dry_run and config.fsdp == config.tensor == 1:
-        from pruning.scores.model import device
-
-        device.use_cores(config.batch_rows)  # before `worker_of`, which starts JAX
     worker, workers = worker_of(config.worker, config.workers)
     corpus = load_corpus(config.corpus)
     within = None if config.within is None else load_selection(config.within, corpus.artifact)
@@ -276,6 +272,8 @@ class _Plan:
 
         if config.compilation_cache is not None:
             runtime.cache_compilations(Path(config.compilation_cache).expanduser())
+        if config.fsdp == config.tensor == 1:
+            device.use_cores(config.batch_rows)
         platform = jax.local_devices()[0].platform
         begun = begun_configuration(config.output, KIND)
         dtype = platform_defaults.choose_dtype(config.dtype, begun, platform)

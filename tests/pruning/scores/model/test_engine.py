@@ -200,6 +200,22 @@ print(jax.local_device_count(), max(map(len, places)))
     assert ran.stdout.split() == ["4", "1"], ran.stderr
 
 
+def test_a_run_computes_on_every_core(corpus_path, model_path, tmp_path):
+    code = f"""
+from pruning.scores.model import device, engine
+from pruning.scores.model.likelihood import Likelihood
+device.available_cpus = lambda: 2
+engine.run(engine.ScoreConfig(
+    corpus={str(corpus_path)!r}, output={str(tmp_path / "scores")!r}, scorer=Likelihood("causal", window=32, overlap=8),
+    model={str(model_path)!r}, tokenizer="corpus", row_length=64, compilation_cache=None))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert "tokens on 2 x cpu" in ran.stderr, ran.stderr
+
+
 @pytest.fixture(scope="session")
 def scores_of(corpus_path, model_path, tmp_path_factory):
     """A scorer's scores under one setting, computed once."""
