@@ -206,8 +206,9 @@ from pruning.scores.model import device, engine
 from pruning.scores.model.likelihood import Likelihood
 device.available_cpus = lambda: 2
 engine.run(engine.ScoreConfig(
-    corpus={str(corpus_path)!r}, output={str(tmp_path / "scores")!r}, scorer=Likelihood("causal", window=32, overlap=8),
-    model={str(model_path)!r}, tokenizer="corpus", row_length=64, compilation_cache=None))
+    corpus={str(corpus_path)!r}, output={str(tmp_path / "scores")!r},
+    scorer=Likelihood("causal", window=32, overlap=8), model={str(model_path)!r},
+    tokenizer="corpus", row_length=64, compilation_cache=None))
 """
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     ran = subprocess.run(
