@@ -1,12 +1,12 @@
 """Speed of scoring with a T5, of this revision relative to an earlier one.
 
-    python benchmarks/scoring_revisions.py --revision=102885e --rounds=9
+    python benchmarks/scoring_revisions.py --revision=0b743fd --rounds=9
 
 Both revisions run the same command, `python -m pruning score`, on one corpus in T5's vocabulary, in
 turns: old, new, new, old, ... Reported are, for Ask-LLM and for the likelihood, the median over the
 rounds of the ratio of documents/s (new over old) with its range, by the seconds of scoring alone
 (measured.json), by those of the whole command, and by the CPU seconds of the command, which a busy
-machine disturbs least. Whether the data files have the same bytes is printed, too. 102885e is the
+machine disturbs least. Whether the data files have the same bytes is printed, too. 0b743fd is the
 last commit before models read with tokenizers of their own.
 """
 
@@ -50,7 +50,7 @@ shutil.copy(sys.argv[2], sys.argv[1] + "/spiece.model")
 def main() -> None:
     """Make a corpus and a model, run both revisions in turns and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--revision", default="102885e", help="the earlier revision")
+    parser.add_argument("--revision", default="0b743fd", help="the earlier revision")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--documents", type=int, default=1500)
     given = parser.parse_args()
