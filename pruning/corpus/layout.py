@@ -23,6 +23,9 @@ FIXED: dict[str, pa.DataType] = {
     "text_hash": pa.uint64(),
 }
 
+# Columns of a corpus of split documents, strings as other metadata.
+PARTS = ("source_document", "part", "parts")
+
 
 def doc_ids(shard: int, rows: np.ndarray) -> np.ndarray:
     """Return document ids, shard << 32 | row, int64 in the shape of `rows`."""
