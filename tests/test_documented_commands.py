@@ -33,6 +33,7 @@ ELSEWHERE = {
     "python -m pytest": "this is one",
     "python tests/": "takes as long as one likes",
     "python benchmarks/": "prepares or measures, for minutes",
+    "python -m pruning status --serve": "serves; tests/pruning/cli/test_status_page.py",
     "python -m tpu.compile": "takes minutes and a compiler; tests/tpu/test_compile.py",
     "python -m tpu.launch": "printed by tests/test_configs.py; needs a cluster to run",
     "python -m evaluation study --gin_file=configs/evaluate/study_real.gin": "45 CPU minutes",

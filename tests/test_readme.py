@@ -32,6 +32,7 @@ SIZES = {
 # Commands that are not run here, and where they are.
 ELSEWHERE = {
     "python -m pruning vocabulary": "in a table; tests/pruning/corpus/test_vocabulary_training.py",
+    "python -m pruning status --serve": "serves; tests/pruning/cli/test_status_page.py",
     "python -m tpu.compile": "takes minutes and the TPU compiler; tests/tpu/test_compile.py",
     "python -m evaluation study --gin_file=configs/quickstart.gin  ": "make demo",
     "python -m evaluation report": "make demo",

@@ -46,6 +46,7 @@ from evaluation.study.plan import PLAN, plan
 from evaluation.study.recipes import Recipe
 from evaluation.study.stages import StageDirectory
 from pruning.store.atomic import write_text
+from pruning.store.watch import STAGES
 
 NAME = "Study"
 
@@ -82,7 +83,7 @@ def run(
     from evaluation.study.scheduler import Scheduler
 
     planned = plan(config)
-    logs = StageDirectory(Path(config.output) / "stages")
+    logs = StageDirectory(Path(config.output) / STAGES)
     scheduler = Scheduler(planned.stages, logs, config.workers, environment(config), only, until)
     if dry_run:
         lines = []
@@ -95,6 +96,7 @@ def run(
     Path(config.output).mkdir(parents=True, exist_ok=True)
     places = json.dumps(planned.places, indent=1, ensure_ascii=False) + "\n"
     write_text(Path(config.output) / PLAN, places)
+    logs.write_list(scheduler.stages, config.workers)
     with display(Path(config.output).name) as (show, say):
         ran = scheduler.run(show, say)
     lines = [f"{len(ran)} of {len(scheduler.ours)} stages had to be run"]

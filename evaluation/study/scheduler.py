@@ -236,7 +236,8 @@ class Scheduler:
         progress_file = self.records.progress(stage).absolute()
         log = self.records.log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
-        progress_file.unlink(missing_ok=True)
+        self.records.failure(stage).unlink(missing_ok=True)
+        progress_file.write_text("{}")
         argv = _executed(stage.argv)
         environment = self.environment | {"WINNOW_PROGRESS_FILE": str(progress_file)}
         parent = os.getpid()
@@ -267,6 +268,8 @@ class Scheduler:
                 continue
             if item.process.returncode != 0 or not Path(stage.result).exists():
                 self.failures.append(_failure(item, self.records.log(stage)))
+                message = json.dumps({"message": self.failures[-1]})
+                self.records.failure(stage).write_text(message)
                 say(self.failures[-1])
                 continue
             note = Note(

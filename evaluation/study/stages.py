@@ -23,6 +23,7 @@ from pathlib import Path
 from pruning.cli.recipes import located
 from pruning.store.atomic import write_text
 from pruning.store.manifest import digest_of
+from pruning.store.watch import STAGE_LIST
 
 _INCLUDE = re.compile(r"^\s*include\s+['\"](.+?)['\"]", re.MULTILINE)
 
@@ -88,6 +89,16 @@ class StageDirectory:
 
     def progress(self, stage: Stage) -> Path:
         return self.directory / f"{stage.name}.progress"
+
+    def failure(self, stage: Stage) -> Path:
+        return self.directory / f"{stage.name}.failed"
+
+    def write_list(self, stages: Sequence[Stage], workers: int) -> None:
+        """Write the names and expected seconds of all stages, for `status --serve`."""
+        listed = [{"name": stage.name, "seconds": stage.cost} for stage in stages]
+        content = json.dumps({"workers": workers, "stages": listed}, indent=1)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_text(self.directory / STAGE_LIST, content)
 
     def _note(self, stage: Stage) -> Path:
         return self.directory / f"{stage.name}.json"

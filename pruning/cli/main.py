@@ -215,12 +215,18 @@ def _explain(given: argparse.Namespace, rest: Sequence[str]) -> int:
 def _status(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise SystemExit(f"status: unknown argument {rest[0]!r}")
+    for path in given.paths:
+        require_place(path, "the path")
+    if given.serve:
+        from pruning.cli import status_page
+
+        status_page.require_any(given.paths)
+        status_page.serve(given.paths, given.address, given.public)
+        return 0
     import time
 
     from pruning.store import status
 
-    for path in given.paths:
-        require_place(path, "the path")
     clear = "\x1b[H\x1b[J" if given.watch and sys.stdout.isatty() else ""
     while True:
         shown = [escaped(line) for path in given.paths for line in status.lines(path)]
@@ -285,5 +291,22 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         const=5.0,
         metavar="SECONDS",
         help="look again every so many seconds (5), until all is finished",
+    )
+    status.add_argument(
+        "--serve",
+        action="store_true",
+        help="serve a page that shows artifacts, training runs and studies in the directories and "
+        "below, read-only, until Ctrl-C",
+    )
+    status.add_argument(
+        "--address",
+        default="127.0.0.1:8321",
+        metavar="[HOST:]PORT",
+        help="where --serve listens (default: 127.0.0.1:8321); port 0 takes a free one",
+    )
+    status.add_argument(
+        "--public",
+        action="store_true",
+        help="allow an address that other machines can reach",
     )
     return program.parser

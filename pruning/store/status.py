@@ -305,7 +305,7 @@ def _unfinished(path: epath.Path, status: Status) -> Iterator[str]:
         yield f"  {name}: {count:,} of {total:,} parts"
     if status.rows:
         yield f"  so far {size_in_words(status.rows, status.tokens)}"
-    yield from _rate(status, running)
+    yield from _rate(status)
     for state, workers in zip(states, (running, failed, stopped, lost), strict=True):
         for worker in workers[:_SHOWN]:
             yield f"  shard {worker.shard:,} {state}: {_words(worker)}"
@@ -318,15 +318,21 @@ def _unfinished(path: epath.Path, status: Status) -> Iterator[str]:
         yield f"  shards {again} wait until their worker's command is run again"
 
 
-def _rate(status: Status, running: Sequence[Worker]) -> Iterator[str]:
-    rates: dict[str, float] = {}
+def rates(status: Status) -> dict[str, float]:
+    """Return unit -> units per second of all running workers, as far as known."""
+    found: dict[str, float] = {}
+    running = status.of("running")
     for worker in running:
         if rate := worker.progress.get("rate"):
-            unit = worker.progress["unit"]
-            rates[unit] = rates.get(unit, 0.0) + rate
-    if not rates and running and status.seconds > 0:
-        rates = {"rows": status.rows / status.seconds}
-    parts = [f"{rate:,.0f} {unit}/s" for unit, rate in rates.items()]
+            unit = worker.progress.get("unit") or "units"
+            found[unit] = found.get(unit, 0.0) + rate
+    if not found and running and status.seconds > 0:
+        found = {"rows": status.rows / status.seconds}
+    return found
+
+
+def _rate(status: Status) -> Iterator[str]:
+    parts = [f"{rate:,.0f} {unit}/s" for unit, rate in rates(status).items()]
     if status.seconds_left is not None:
         parts.append(f"{duration(status.seconds_left)} left")
     if parts:
