@@ -20,6 +20,11 @@ COMMANDS = {
         "compare score sets: rank agreement, length, documents at each decile",
         "--gin_file=configs/evaluate/scores.gin --gin.CORPUS=runs/c4/corpus",
     ),
+    "selections": Command(
+        "evaluation.report.selection_report",
+        "compare selections: their overlap, and what each kept by length, source and domain",
+        "--corpus=runs/corpus --selections=\"('runs/top', 'runs/random')\" --output=runs/compared",
+    ),
     "tasks": Command(
         "evaluation.tasks.judged",
         "a model's answers to GLUE, SuperGLUE, SQuAD, CNN/DailyMail, and their metrics",
