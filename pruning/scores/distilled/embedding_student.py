@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,8 @@ import pyarrow as pa
 from pruning.corpus.layout import rows_of, shards_of
 from pruning.corpus.reader import Corpus, load_corpus
 from pruning.scores import score_set
-from pruning.scores.distilled.lessons import HELD_OUT, Lessons, agreement
-from pruning.scores.intervals import spearman_interval
+from pruning.scores.distilled import ridge
+from pruning.scores.distilled.lessons import Lessons, agreement, beside
 from pruning.scores.score_set import Column
 from pruning.scores.space.embeddings import Embeddings, of_length_one
 from pruning.scores.space.same_model import require_same_model
@@ -38,7 +37,7 @@ from pruning.scores.terms import CORPUS, Term
 from pruning.scores.text.folds import Folds
 from pruning.scores.text.hashing import Features
 from pruning.scores.text.texts import Texts, content_hashes
-from pruning.store import late, progress, randomness
+from pruning.store import late, progress
 from pruning.store.artifact import Artifact, load_artifact, require_input
 from pruning.store.manifest import ArtifactError
 from pruning.store.randomness import Stream
@@ -192,62 +191,25 @@ def learn(
         lengths.append(corpus.lengths_of(shard, own))
         kept.append(wanted)
     chosen = np.concatenate(kept)
-    x, targets = np.concatenate(parts).astype(np.float64), lessons.targets[chosen]
+    vectors, targets = np.concatenate(parts), lessons.targets[chosen]
     if len(targets) < 20:
         raise ArtifactError(
             f"{len(targets)} documents have a score to learn and an embedding: embed more of them."
         )
     folds = Folds(Stream.EMBEDDING_STUDENT_FOLD, config.seed, config.folds)
-    fold = folds.of(np.concatenate(hashes))
-    l2 = _penalty(x, targets, config.l2, lessons.ids[chosen], config.seed)
-    layers = [ridge(x[fold != k], targets[fold != k], l2) for k in range(folds.count)]
-    weights, biases = (np.stack(column) for column in zip(*layers, strict=True))
+    fold, ids = folds.of(np.concatenate(hashes)), lessons.ids[chosen]
+    weights, biases, l2 = ridge.folded(
+        vectors, targets, fold, folds, config.l2, ids, Stream.EMBEDDING_STUDENT_PENALTY
+    )
     student = Layers(folds, weights, biases)
-    others = {
-        "length": np.concatenate(lengths).astype(np.float64),
-        "random": randomness.uniform(
-            Stream.EMBEDDING_STUDENT_BESIDE, config.seed, lessons.ids[chosen]
-        ),
-    }
-    beside = {name: spearman_interval(values, targets) for name, values in others.items()}
     return student, {
         "examples": len(targets),
         "l2": l2,
-        "spearman_beside": {
-            name: None if found is None else found._asdict() for name, found in beside.items()
-        },
-        **agreement(student(x, fold), targets),
+        "spearman_beside": beside(
+            np.concatenate(lengths), ids, targets, Stream.EMBEDDING_STUDENT_BESIDE, config.seed
+        ),
+        **agreement(student(vectors, fold), targets),
     }
-
-
-def ridge(x: np.ndarray, targets: np.ndarray, l2: float) -> tuple[np.ndarray, float]:
-    """Return weights [width] and bias of ridge regression; the bias is not penalized.
-
-    Args:
-      x: float64 [documents, width].
-      targets: float64 [documents].
-      l2: weight of the penalty.
-    """
-    mean, center = targets.mean(), x.mean(axis=0)
-    centered = x - center
-    gram = centered.T @ centered + l2 * np.eye(x.shape[1])
-    weights = np.linalg.solve(gram, centered.T @ (targets - mean))
-    return weights, float(mean - center @ weights)
-
-
-def _penalty(
-    x: np.ndarray, targets: np.ndarray, l2: Sequence[float], ids: np.ndarray, seed: int
-) -> float:
-    """Return the penalty with the smallest error on a held-out tenth of the examples."""
-    asked = randomness.uniform(Stream.EMBEDDING_STUDENT_PENALTY, seed, ids) < HELD_OUT
-    if not asked.any() or asked.all():
-        return l2[0]
-
-    def error(penalty: float) -> float:
-        weights, bias = ridge(x[~asked], targets[~asked], penalty)
-        return float(np.square(x[asked] @ weights + bias - targets[asked]).mean())
-
-    return min(l2, key=error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +227,11 @@ class Layers:
 
     def __call__(self, vectors: np.ndarray, fold: np.ndarray) -> np.ndarray:
         """Return the value of each vector under the layer of its fold, float64 [n]."""
-        return np.einsum("ij,ij->i", vectors, self.weights[fold]) + self.biases[fold]
+        found = np.zeros(len(fold))
+        for k in np.unique(fold):
+            own = np.flatnonzero(fold == k)
+            found[own] = vectors[own] @ self.weights[k].astype(vectors.dtype) + self.biases[k]
+        return found
 
     def to_bytes(self) -> bytes:
         sink = io.BytesIO()

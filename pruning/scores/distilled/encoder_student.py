@@ -1,17 +1,23 @@
-"""Distillation of an expensive score into a T5 encoder: mean of outputs, projected to a number.
+"""Distillation of an expensive score into an encoder, all of whose weights are trained.
 
     python -m pruning distill_encoder --gin_file=configs/score/distill_encoder.gin ...
     python -m pruning score --gin_file=configs/score/student.gin --gin.MODEL=runs/student ...
 
-The first command fits an encoder, initialized from any T5's weights, to a teacher's scores of a
-part of the corpus. It writes a model in the usual format. The second command scores the whole
-corpus with it. Labels, held-out documents and the report are as in ngram_student.py.
+The first command fits an encoder (BERT and its kin, or that of a T5) to a teacher's scores of a part
+of the corpus, or to a column of the corpus. It writes a model in the usual format. The second command
+scores the corpus, or any other, with it.
 
 Choices
-- The model is a Sentence-T5 of one dimension: encoder, mean over the tokens, projection to a
-  number. It is saved, loaded, sharded and packed like any Sentence-T5.
-- There is no bias, as in Sentence-T5. The student predicts the teacher's score minus its mean,
-  which leaves rankings unchanged.
+- The model is the encoder with a head of one value, as published classifiers of one output have
+  it. It is saved, loaded, sharded and packed like them. Documents are framed, truncated and pooled
+  as the encoder's directory says.
+- Agreement with the teacher is measured out of fold, beside that of length and of a random score:
+  one training for each fold, without its documents. The model that is saved is trained on all.
+- The fold's value of every example is kept with the hash of its tokens. `score` gives this value to
+  examples and their copies (`Student.examples`), so that they have no advantage over the documents
+  that were no examples. A linear student scores everything by the model of a document's fold
+  (folds.py); here that would take as many passes over the corpus as there are folds.
+- A finished fold is kept on restart.
 """
 
 from __future__ import annotations
@@ -23,20 +29,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pruning.scores.model.scorer import ScoreError
+from models.packing import offsets_of
+from pruning.scores.distilled.lessons import Lessons, agreement, beside
+from pruning.scores.model.scorer import Documents, ScoreError
+from pruning.scores.terms import CORPUS, Term
+from pruning.scores.text.folds import Folds
+from pruning.scores.text.texts import content_hashes
 from pruning.store import late
 from pruning.store.artifact import Artifact, load_artifact, require_input
 from pruning.store.build import Build
+from pruning.store.intermediate import Parts
 from pruning.store.manifest import added_setting, config_of
+from pruning.store.randomness import Stream
 
 if TYPE_CHECKING:
     from pruning.corpus.reader import Corpus
-    from pruning.scores.distilled.lessons import Lessons
+    from pruning.scores.model.framed import Framed
 
 NAME = "DistillEncoder"
 KIND = "student"
 
-_SCHEMA = pa.schema([("doc_id", pa.int64()), ("teacher", pa.float32()), ("student", pa.float32())])
+T5_RATE, RATE = 1e-3, 1e-4  # peak learning rates
+
+_SCHEMA = pa.schema(
+    [
+        ("doc_id", pa.int64()),
+        ("content_hash", pa.int64()),  # of the tokens that the student reads
+        ("fold", pa.int8()),
+        ("teacher", pa.float32()),
+        ("student", pa.float32()),  # by the model that was not trained on the document
+    ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,39 +68,48 @@ class DistillEncoderConfig:
 
     Attributes:
       corpus: directory of the corpus.
-      teacher: a score set of the corpus; its scored documents are the examples.
-      model: weights of a T5 to initialize from, as for `score`.
+      model: weights of an encoder or a T5 to initialize from, as for `score`.
       output: directory of the student, a model.
+      teacher: a score set of the corpus; its scored documents are the examples. None if `score` is a
+        column of the corpus.
       tokenizer: tokenizer of the model, as for `score`.
       score: the value to learn, named as for `select`.
       examples: largest number of examples.
-      max_tokens: largest number of tokens of a document, EOS included; longer documents are
-        truncated.
-      steps: number of training steps.
+      max_tokens: largest number of tokens of a document, special tokens included; longer documents
+        are truncated.
+      steps: number of training steps of each fold, and of the model that is saved.
       batch_size: documents per step, over all devices.
       learning_rate: peak learning rate of Adam; it rises over a twentieth of the steps, then falls
-        to 0.
-      seed: seed of the examples, their order and the projection.
+        to 0. None: 1e-3 for a T5, 1e-4 for other encoders.
+      folds: number of folds; training takes one more.
+      seed: seed of the examples, their order and the folds.
       dtype: dtype of the computation; parameters are float32.
     """
 
     corpus: str
-    teacher: str
     model: str
     output: str
+    teacher: str | None = None
     tokenizer: str | None = added_setting(None)
     score: str = "ask_llm_ratio"
     examples: int = 200_000
     max_tokens: int = 256
     steps: int = 3000
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
+    folds: int = 3
     seed: int = 0
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.examples < 20 or min(self.steps, self.batch_size) < 1 or self.max_tokens < 2:
             raise ValueError("examples is at least 20, max_tokens 2, steps and batch_size 1.")
+        if not 2 <= self.folds <= 100:
+            raise ValueError(f"folds is 2 to 100, not {self.folds}.")
+        if (self.teacher is None) != (Term(self.score).source == CORPUS):
+            raise ValueError(
+                "learn from a teacher, or from a column of the corpus (score=corpus:NAME)."
+            )
 
 
 CONFIGURABLES: dict[str, type] = {NAME: DistillEncoderConfig}
@@ -95,62 +127,112 @@ def run(config: DistillEncoderConfig) -> Artifact:
     from models import checkpoints, weights
     from pruning.corpus.reader import load_corpus
     from pruning.scores.distilled.encoder_training import EncoderTraining
-    from pruning.scores.distilled.lessons import Lessons, agreement
+    from pruning.scores.model.framed import Framed
     from pruning.scores.model.loading import corpus_for
 
-    corpus = load_corpus(config.corpus)
-    teacher = load_artifact(config.teacher, "scores")
-    require_input(teacher, "corpus", corpus.artifact)
+    own = load_corpus(config.corpus)
+    inputs = {"corpus": own.artifact}
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_artifact(config.teacher, "scores")
+        require_input(teacher, "corpus", own.artifact)
+        inputs["teacher"] = teacher
     model, params = weights.load(config.model)
     if not model.config.has_encoder:
-        raise ScoreError(f"{config.model} has no encoder: give a T5.")
-    corpus = corpus_for(config.model, model.config, corpus, config.tokenizer)
+        raise ScoreError(f"{config.model} has no encoder: give a BERT or its kin, or a T5.")
+    corpus = corpus_for(config.model, model.config, own, config.tokenizer)
+    head = model.config.head
+    framed = Framed.of(
+        model.config,
+        corpus.vocabulary,
+        config.max_tokens,
+        "" if head is None else head.prompt,
+        head is not None and head.lower_case,
+    )
     settings = {k: v for k, v in config_of(config).items() if k not in _PLACES}
     settings["model"] = f"{checkpoints.fingerprints({'params': params})['params']:08x}"
-    inputs = {"corpus": corpus.artifact, "teacher": teacher}
     build = Build(config.output, KIND, settings, inputs, 1, _SCHEMA)
     if build.finished:
         return load_artifact(build.path, KIND)
     lessons = Lessons.of(corpus, teacher, config.score, config.examples, config.seed)
+    documents = read_documents(corpus, lessons, framed)
+    windows = framed.windows(documents)
+    read = windows.document  # documents without tokens are no examples
+    ids, targets = lessons.ids[read], lessons.targets[read]
+    hashes = hashes_of(documents, framed)[read]
+    folds = Folds(Stream.ENCODER_STUDENT_FOLD, config.seed, config.folds)
+    fold = folds.of(hashes)
     started = time.perf_counter()
     training = EncoderTraining(
         model,
         params,
-        first_tokens(corpus, lessons, config.max_tokens, model.config.eos_id),
-        lessons.targets,
+        windows.sides[0],
+        targets,
+        max_tokens=config.max_tokens,
         steps=config.steps,
         batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate or (T5_RATE if model.config.family == "t5" else RATE),
         seed=config.seed,
         dtype=config.dtype,
     )
-    training.run(np.flatnonzero(~lessons.held_out))
-    found = training.predict(np.flatnonzero(lessons.held_out))
-    truth = lessons.targets[lessons.held_out]
+    parts = Parts(build, "fold", folds.count)
+    for k in parts.missing():
+        taught = training.teach(np.flatnonzero(fold != k))
+        parts.write(k, training.predict(taught, np.flatnonzero(fold == k)).tobytes())
+    student = np.zeros(len(read), np.float32)
+    for k in range(folds.count):
+        student[fold == k] = np.frombuffer(parts.read(k), np.float32)
+    if not (build.path / checkpoints.MODEL_FILE).exists():  # written last by `save`
+        weights.save(build.path, training.model, training.teach(np.arange(len(read))))
     with build.shard(0) as writer:
-        ids = lessons.ids[lessons.held_out]
-        writer.write({"doc_id": ids, "teacher": truth, "student": found})
+        columns = {"doc_id": ids, "content_hash": hashes, "fold": fold.astype(np.int8)}
+        writer.write(columns | {"teacher": targets, "student": student})
         writer.measured = {"seconds": time.perf_counter() - started}
-    weights.save(build.path, training.model, training.params)
     for name, content in corpus.vocabulary.files().items():
         build.write_file(name, content)
-    known = {"examples": int((~lessons.held_out).sum())}
-    student = build.finish(known | dict(agreement(found, truth)))
-    assert student is not None  # it has one shard
-    return student
+    lengths = [own.lengths_of(shard, rows) for shard, rows in enumerate(lessons.rows)]
+    finished = build.finish(
+        {
+            "examples": len(read),
+            "linear": agreement(training.linear(fold), targets),
+            "spearman_beside": beside(
+                np.concatenate(lengths)[read],
+                ids,
+                targets,
+                Stream.ENCODER_STUDENT_BESIDE,
+                config.seed,
+            ),
+            **agreement(student, targets),
+        }
+    )
+    assert finished is not None  # it has one shard
+    return finished
 
 
 _PLACES = ("class", "corpus", "teacher", "output")
 
 
-def first_tokens(corpus: Corpus, lessons: Lessons, length: int, eos_id: int) -> np.ndarray:
-    """Return tokens and EOS of every example, int32 [documents, length]; 0 is padding."""
-    rows = np.zeros((len(lessons.targets), length), np.int32)
-    place = 0
-    for shard, wanted in enumerate(lessons.rows):
-        for tokens in corpus.tokens_of(shard, wanted):
-            kept = tokens[: length - 1]
-            rows[place, : len(kept)] = kept
-            rows[place, len(kept)] = eos_id
-            place += 1
-    return rows
+def read_documents(corpus: Corpus, lessons: Lessons, framed: Framed) -> Documents:
+    """Return the examples' tokens as the model reads them, in corpus order, without its frame."""
+    reader = framed.reader(corpus.vocabulary)
+    parts = [Documents.of([])]
+    for shard, rows in enumerate(lessons.rows):
+        if not len(rows):
+            continue
+        if reader is None:
+            found = [tokens[: framed.room] for tokens in corpus.tokens_of(shard, rows)]
+            lengths = np.array([len(tokens) for tokens in found])
+            flat = np.concatenate([np.zeros(0, np.int32), *found]).astype(np.int32)
+            parts.append(Documents(flat, offsets_of(lengths)))
+        else:
+            texts = corpus.columns(shard, ["text"])["text"].take(pa.array(rows)).to_pylist()
+            read = reader(texts)
+            parts.append(Documents(read.tokens, read.offsets))
+    return Documents.join(parts)
+
+
+def hashes_of(documents: Documents, framed: Framed) -> np.ndarray:
+    """Return hashes of the tokens that the model reads of each document, int64 [documents]."""
+    shown, _ = documents.cut(framed.room)
+    flat = pa.array(shown.tokens.astype(np.int32))
+    return content_hashes(pa.LargeListArray.from_arrays(pa.array(shown.offsets), flat))

@@ -1,8 +1,11 @@
-"""Training loop of an encoder that learns a teacher's scores.
+"""Training of an encoder's weights on the scores of a teacher.
 
 Choices
-- Training is a few thousand steps on rows of one length. A separate loop is shorter than a
-  configuration of the trainer, which is made for restarts and long runs.
+- Training is a few thousand steps on short rows. A separate loop is shorter than a configuration of
+  the trainer, which is made for restarts and long runs.
+- The new layer begins with the ridge regression of the targets on the encoder's pooled outputs, and
+  all weights are trained from there. From a random layer, the first steps would distort what the
+  encoder knows (Kumar et al., arXiv 2202.10054).
 - The loss is least squares on scores of mean 0 and variance 1.
 """
 
@@ -18,88 +21,158 @@ import numpy as np
 import optax
 
 from models import partitioning
+from models.config import Head, HeadLayer, ModelConfig, T5Config
 from models.model import Model
 from models.optimizers import WarmupLinear
+from models.packing import Side
+from pruning.scores.distilled.ridge import HELD_OUT, Sums
 from pruning.store import progress, randomness
 from pruning.store.randomness import Stream
 
+LABEL = "student"  # of the only output
+
+_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # in documents, for vectors of mean square length 1
+
 
 class EncoderTraining:
-    """Training of an encoder on the scores of its teacher.
+    """Training of one encoder, from the same initial weights, on the scores of any documents.
 
     Attributes:
-      model, params: the student; after `run`, its predictions are in the teacher's units.
+      model: the student: the encoder with a head of one value.
     """
 
     def __init__(
         self,
         model: Model,
         params: Any,
-        tokens: np.ndarray,
+        texts: Side,
         targets: np.ndarray,
         *,
+        max_tokens: int,
         steps: int,
         batch_size: int,
         learning_rate: float,
         seed: int,
         dtype: str,
     ):
-        """Put a student, initialized from the encoder of a model, on the local devices.
+        """Put the encoder on the local devices.
 
         Args:
-          model, params: an encoder-decoder, or an encoder.
-          tokens: int32 [documents, length], each row a document with EOS; 0 is padding.
+          model, params: an encoder, an encoder with a head of another kind, or a T5.
+          texts: the documents as the model reads them, one window each.
           targets: float [documents], the teacher's scores.
-          steps, batch_size, learning_rate, seed, dtype: as in `DistillEncoderConfig`.
+          max_tokens, steps, batch_size, learning_rate, seed, dtype: as in `DistillEncoderConfig`.
         """
         self.mesh = partitioning.make_mesh({"data": -1}, devices=jax.local_devices())
-        self.model, params = _begin(model, params, seed, dtype)
-        self.params = jax.device_put(params, partitioning.replicated(self.mesh))
-        self.steps, self.learning_rate, self.seed = steps, learning_rate, seed
-        self._tokens, self._targets = tokens, targets
+        given = model.config.head
+        pooling = "mean" if given is None else given.pooling
+        bare = Head(kind="embedding", pooling=pooling, max_tokens=max_tokens)
+        if given is not None:
+            bare = dataclasses.replace(bare, prompt=given.prompt, lower_case=given.lower_case)
+        self._encoder = Model(_with_head(model.config, bare, dtype))
+        kept = self._encoder.shapes()
+        self._initial = jax.device_put(
+            {name: params[name] for name in kept}, partitioning.replicated(self.mesh)
+        )
+        value = dataclasses.replace(bare, kind="values", layers=(HeadLayer(size=1),), labels=(LABEL,))
+        self.model = Model(_with_head(model.config, value, dtype))
+        self._steps, self._seed = steps, seed
+        self._texts, self._targets = texts, targets
+        self._length = int(np.diff(texts.offsets).max())
         self._batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         sharding = partitioning.batch_sharding(self.mesh)
         self._put = lambda rows: jax.device_put(rows, sharding)
-        self._predict = jax.jit(
-            lambda params, tokens: self.model.bind(params).pool(tokens)[:, 0, 0]
-        )
+        self._values = jax.jit(lambda params, *rows: self.model.bind(params).pool(*rows)[:, 0, 0])
+        schedule = WarmupLinear(learning_rate, steps, steps // 20)
+        self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+        self._step = jax.jit(self._updated)
+        pooled = jax.jit(lambda params, *rows: self._encoder.bind(params).pool(*rows)[:, 0])
+        with progress.track("encode", len(targets), "documents") as task:
+            parts = self._batches_of(np.arange(len(targets)), pooled, self._initial, task)
+            self._vectors = np.concatenate(list(parts))
 
-    def run(self, documents: np.ndarray) -> None:
-        """Run all steps on the documents, int [n], rows of `tokens`."""
+    def teach(self, documents: np.ndarray) -> Any:
+        """Return parameters after all steps on the documents, int [n], places of `targets`."""
         known = self._targets[documents]
         mean, spread = known.mean(), known.std() or 1.0
-        schedule = WarmupLinear(self.learning_rate, self.steps, self.steps // 20)
-        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
-        @jax.jit
-        def step(params, state, tokens, targets):
-            def loss_of(params):
-                return jnp.mean(jnp.square(self._predict(params, tokens) - targets))
-
-            loss, gradient = jax.value_and_grad(loss_of)(params)
-            updates, state = optimizer.update(gradient, state, params)
-            return optax.apply_updates(params, updates), state, loss
-
-        params, state = self.params, optimizer.init(self.params)
-        with progress.track("teach", self.steps, "steps") as task:
-            for rows in batches(documents, self.steps, self._batch_size, self.seed):
-                targets = ((self._targets[rows] - mean) / spread).astype(np.float32)
-                tokens = self._put(self._tokens[rows])
-                params, state, loss = step(params, state, tokens, self._put(targets))
+        kernel, bias = self._layer(documents, (known - mean) / spread)
+        params = self._with_layer(self._initial, kernel, bias)
+        state = self._optimizer.init(params)
+        with progress.track("teach", self._steps, "steps") as task:
+            for batch in batches(documents, self._steps, self._batch_size, self._seed):
+                targets = ((self._targets[batch] - mean) / spread).astype(np.float32)
+                params, state, loss = self._step(params, state, self._put(targets), *self._rows(batch))
                 task.advance(loss=float(loss))
-        kernel = params["projection_layer"]["kernel"] * spread
-        self.params = params | {"projection_layer": {"kernel": kernel}}
+        layer = params["head"]["dense_0"]["linear"]
+        return self._with_layer(params, layer["kernel"] * spread, layer["bias"] * spread + mean)
 
-    def predict(self, documents: np.ndarray) -> np.ndarray:
-        """Return predictions, float32 [n], for rows of `tokens`."""
-        found = [np.zeros(0, np.float32)]
-        size = self._batch_size
-        for begin in range(0, len(documents), size):
-            rows = documents[begin : begin + size]
-            tokens = np.zeros((size, self._tokens.shape[1]), np.int32)
-            tokens[: len(rows)] = self._tokens[rows]
-            found.append(np.asarray(self._predict(self.params, self._put(tokens)))[: len(rows)])
-        return np.concatenate(found)
+    def _updated(self, params: Any, state: Any, targets: jax.Array, *rows: jax.Array) -> Any:
+        """Return parameters and state after a step, and the loss before it."""
+
+        def loss_of(params: Any) -> jax.Array:
+            return jnp.mean(jnp.square(self._values(params, *rows) - targets))
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        updates, state = self._optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    def predict(self, params: Any, documents: np.ndarray) -> np.ndarray:
+        """Return a student's values of documents, float32 [n]."""
+        with progress.track("predict", len(documents), "documents") as task:
+            parts = self._batches_of(documents, self._values, params, task)
+            return np.concatenate([np.zeros(0, np.float32), *parts])
+
+    def linear(self, fold: np.ndarray) -> np.ndarray:
+        """Return what the layer alone predicts, with the encoder as it was, float64 [documents].
+
+        Args:
+          fold: int [documents]; each document is predicted without those of its fold.
+        """
+        found = np.zeros(len(fold))
+        for k in np.unique(fold):
+            kernel, bias = self._layer(np.flatnonzero(fold != k), self._targets[fold != k])
+            found[fold == k] = self._vectors[fold == k] @ kernel[:, 0] + bias[0]
+        return found
+
+    def _batches_of(
+        self, documents: np.ndarray, function: Any, params: Any, task: progress.Task
+    ) -> Iterator[np.ndarray]:
+        for begin in range(0, len(documents), self._batch_size):
+            batch = documents[begin : begin + self._batch_size]
+            yield np.asarray(function(params, *self._rows(batch)))[: len(batch)]
+            task.advance(len(batch))
+
+    def _rows(self, documents: np.ndarray) -> tuple[Any, Any]:
+        """Return tokens and segment ids, int32 [batch size, length] each, on the devices."""
+        tokens = np.full((self._batch_size, self._length), self.model.config.pad_id, np.int32)
+        segments = np.zeros_like(tokens)
+        flat = next(iter(self._texts.features.values()))
+        for row, document in enumerate(documents):
+            begin, end = self._texts.offsets[document : document + 2]
+            tokens[row, : end - begin] = flat[begin:end]
+            segments[row, : end - begin] = 1
+        return self._put(tokens), self._put(segments)
+
+    def _layer(self, documents: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return kernel [width, 1] and bias [1] of the ridge regression on pooled outputs."""
+        vectors = self._vectors[documents]
+        center = vectors.mean(axis=0)
+        scale = float(np.sqrt(np.square(vectors - center).sum(axis=1).mean())) or 1.0
+        vectors = (vectors - center) / scale
+        tried = randomness.uniform(Stream.ENCODER_STUDENT_PENALTY, self._seed, documents) < HELD_OUT
+        rest = Sums.of(vectors[~tried], targets[~tried])
+        asked = Sums.of(vectors[tried], targets[tried])
+        chosen = _PENALTIES[-1]
+        if asked.documents and rest.documents:
+            chosen = min(_PENALTIES, key=lambda l2: asked.error(rest.fit(l2)))
+        found = (rest + asked).fit(chosen)
+        weights = found[:-1] / scale
+        return weights[:, None], np.array([found[-1] - center @ weights])
+
+    def _with_layer(self, params: Any, kernel: Any, bias: Any) -> Any:
+        linear = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+        placed = jax.device_put(linear, partitioning.replicated(self.mesh))
+        return {**params, "head": {"dense_0": {"linear": placed}}}
 
 
 def batches(documents: np.ndarray, steps: int, size: int, seed: int) -> Iterator[np.ndarray]:
@@ -115,10 +188,9 @@ def batches(documents: np.ndarray, steps: int, size: int, seed: int) -> Iterator
         yield documents[np.concatenate(order)[places - first * count]]
 
 
-def _begin(given: Model, params: Any, seed: int, dtype: str) -> tuple[Model, Any]:
-    """Return the encoder of the given model, with a new projection to one number."""
-    changes: dict[str, Any] = {"num_decoder_layers": 0, "sentence_head": 1, "dtype": dtype}
-    model = Model(dataclasses.replace(given.config, **changes))
-    fresh = jax.jit(model.init)(jax.random.key(seed))
-    kept = {name: params[name] for name in ("token_embedder", "encoder")}
-    return model, fresh | kept
+def _with_head(config: ModelConfig, head: Head, dtype: str) -> ModelConfig:
+    """Return the configuration of an encoder with a head; a T5 loses its decoder."""
+    changes: dict[str, Any] = {"head": head, "dtype": dtype}
+    if isinstance(config, T5Config):
+        changes |= {"num_decoder_layers": 0, "sentence_head": None}
+    return dataclasses.replace(config, **changes)

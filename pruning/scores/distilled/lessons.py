@@ -111,3 +111,22 @@ def agreement(student: np.ndarray, teacher: np.ndarray) -> Mapping[str, Any]:
         "spearman_interval": None if found is None else [found.low, found.high],
         "best_tenth_overlap": len(shared) / best,
     }
+
+
+def beside(
+    lengths: np.ndarray, ids: np.ndarray, teacher: np.ndarray, stream: Stream, seed: int
+) -> Mapping[str, Any]:
+    """Return the rank agreement of length and of a random score with the teacher.
+
+    Args:
+      lengths: tokens of the documents [n].
+      ids: int64 [n].
+      teacher: float64 [n].
+      stream, seed: of the random score.
+    """
+    others = {
+        "length": lengths.astype(np.float64),
+        "random": randomness.uniform(stream, seed, ids),
+    }
+    found = {name: spearman_interval(values, teacher) for name, values in others.items()}
+    return {name: None if one is None else one._asdict() for name, one in found.items()}

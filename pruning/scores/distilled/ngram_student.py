@@ -30,8 +30,7 @@ import pyarrow as pa
 
 from pruning.corpus.reader import Corpus
 from pruning.scores import score_set
-from pruning.scores.distilled.lessons import HELD_OUT, Lessons, agreement
-from pruning.scores.intervals import spearman_interval
+from pruning.scores.distilled.lessons import HELD_OUT, Lessons, agreement, beside
 from pruning.scores.score_set import Column
 from pruning.scores.terms import CORPUS, Term
 from pruning.scores.text import linear, passes
@@ -192,18 +191,13 @@ def learn(
             task.advance()
     folded = FoldedLinear(folds, tuple(models))
     lengths = [corpus.lengths_of(shard, rows) for shard, rows in enumerate(lessons.rows)]
-    others = {
-        "length": np.concatenate(lengths).astype(np.float64),
-        "random": randomness.uniform(Stream.STUDENT_BESIDE, config.seed, lessons.ids),
-    }
-    beside = {name: spearman_interval(values, targets) for name, values in others.items()}
     summary = {
         "examples": len(targets),
         "tokens": pieces.first,
         "l2": l2,
-        "spearman_beside": {
-            name: None if found is None else found._asdict() for name, found in beside.items()
-        },
+        "spearman_beside": beside(
+            np.concatenate(lengths), lessons.ids, targets, Stream.STUDENT_BESIDE, config.seed
+        ),
     }
     return NGramStudent(folded), {**summary, **agreement(folded(examples, fold), targets)}
 

@@ -1,4 +1,4 @@
-"""A scorer of one number: a pooled encoder with a regression head."""
+"""A scorer of one number: an encoder that `distill_encoder` has taught a score."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import numpy as np
 import pyarrow as pa
 
 from models.packing import Windows
-from pruning.scores.model.embedding import Embedding
-from pruning.scores.model.framed import Framed
+from pruning.scores.distilled import encoder_student
+from pruning.scores.model.document_windows import TRUNCATED
+from pruning.scores.model.framed import ANSWER, Framed
 from pruning.scores.model.scorer import Documents, Prepared, ScoreError, Scores
 from pruning.scores.score_set import Column
+from pruning.store.artifact import load_artifact
 
 if TYPE_CHECKING:
     import jax
 
     from models.model import Model
-    from pruning.corpus.vocabulary import Vocabulary
+    from pruning.corpus.tokenizers import Tokenizer
 
 
-COLUMN = Column(pa.float32(), "the teacher's score, less its mean, as the student predicts it")
+COLUMN = Column(pa.float32(), "the teacher's score, as the student predicts it")
+
+_MAX_TOKENS = 256  # of students of earlier versions, whose head does not say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +34,29 @@ class Student:
     """Settings of the scorer.
 
     Attributes:
-      max_tokens: largest number of tokens of a document, EOS included; longer documents are
-        truncated. Use the value of training.
+      max_tokens: largest number of tokens of a document, special tokens included; longer documents
+        are truncated. None: as in training.
+      examples: directory that `distill_encoder` wrote. Its examples, and documents that read the
+        same to the model, get their values out of fold; None: the model's own.
     """
 
-    max_tokens: int = 256
+    max_tokens: int | None = None
+    examples: str | None = None
 
-    def prepare(self, model: Model, vocabulary: Vocabulary) -> Prepared:
+    def prepare(self, model: Model, tokenizer: Tokenizer | None) -> Prepared:
         """Raise ScoreError if the model was not trained by `distill_encoder`."""
+        head = model.config.head
         if model.config.sentence_size != 1:
             raise ScoreError(
                 "this model gives no single number: teach one with `python -m pruning "
                 "distill_encoder`."
             )
-        embedding = Embedding(self.max_tokens).prepare(model, vocabulary)
-        framed = Framed.of(model.config, vocabulary, self.max_tokens)
+        taught_tokens = (head and head.max_tokens) or _MAX_TOKENS
+        max_tokens = self.max_tokens or taught_tokens
+        text = ("", False) if head is None else (head.prompt, head.lower_case)
+        framed = Framed.of(model.config, tokenizer, max_tokens, *text)
+        as_taught = Framed.of(model.config, tokenizer, taught_tokens, *text)
+        known = None if self.examples is None else Examples.read(self.examples)
 
         def step(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             return framed.vectors(model.bind(params), batch)
@@ -52,14 +64,62 @@ class Student:
         def finish(documents: Documents, windows: Windows, answers: np.ndarray) -> Scores:
             student = np.full(len(documents), np.nan, np.float32)
             student[windows.document] = answers[:, 0]
+            counts = {}
+            if known is not None:
+                value = known.values(encoder_student.hashes_of(documents, as_taught))
+                example = np.isfinite(value)
+                student[example] = value[example]
+                counts["out_of_fold"] = int(example.sum())
             cut = framed.truncated(documents)
-            return Scores({"student": student, "truncated_tokens": cut})
+            return Scores({"student": student, "truncated_tokens": cut}, counts=counts)
 
-        return dataclasses.replace(
-            embedding,
+        settings: dict[str, Any] = {"max_tokens": max_tokens}
+        if known is not None:
+            settings["examples"] = known.digest
+        return Prepared(
             name="student",
-            columns={"student": COLUMN, "truncated_tokens": embedding.columns["truncated_tokens"]},
+            columns={"student": COLUMN, "truncated_tokens": TRUNCATED},
+            sides=(framed.side, ANSWER),
+            longest=(max_tokens, 1),
+            answer_shape=(1,),
+            windows=framed.windows,
             step=step,
             finish=finish,
-            summary={},
+            read=framed.reader(tokenizer),
+            pretend=framed.pretender(tokenizer),
+            settings=settings,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The documents that taught a student, by hash.
+
+    Attributes:
+      digest: of the student.
+      hashes: int64 [examples], ascending.
+      out_of_fold: float32 [examples].
+    """
+
+    digest: str
+    hashes: np.ndarray
+    out_of_fold: np.ndarray
+
+    @classmethod
+    def read(cls, directory: str) -> Examples:
+        """Raise ArtifactError if the directory is no student, ScoreError if it is an older one."""
+        student = load_artifact(directory, encoder_student.KIND)
+        table = student.read(0)
+        if "content_hash" not in table.column_names:
+            raise ScoreError(
+                f"{directory} is of a version that kept no values out of fold: teach it again, or "
+                "leave Student.examples out."
+            )
+        hashes = table["content_hash"].to_numpy()
+        order = np.argsort(hashes, kind="stable")
+        return cls(student.digest, hashes[order], table["student"].to_numpy()[order])
+
+    def values(self, hashes: np.ndarray) -> np.ndarray:
+        """Return the out-of-fold value of each document, float32 [n]; NaN if it is no example."""
+        found = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[found] == hashes, self.out_of_fold[found], np.nan)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pruning.scores.distilled import embedding_student
-from pruning.scores.distilled.embedding_student import DistillEmbeddingConfig, ridge
+from pruning.scores.distilled.embedding_student import DistillEmbeddingConfig
+from pruning.scores.distilled.ridge import Sums
 from pruning.store.manifest import ArtifactError
 
 
@@ -38,7 +39,8 @@ def test_it_is_ridge_regression():
     random = np.random.default_rng(1)
     x, y = random.normal(size=(60, 9)), random.normal(size=60)
     other = models.Ridge(alpha=2.5).fit(x, y)
-    weights, bias = ridge(x, y, 2.5)
+    found = Sums.of(x, y).fit(2.5)
+    weights, bias = found[:-1], found[-1]
     np.testing.assert_allclose(weights, other.coef_, rtol=1e-8)
     np.testing.assert_allclose(bias, other.intercept_, rtol=1e-8)
 
