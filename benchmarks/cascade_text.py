@@ -17,11 +17,12 @@ import numpy as np
 from scipy import stats
 
 from pruning.corpus.reader import load_corpus
+from pruning.scores.content import content_hashes
 from pruning.scores.distilled.ngram_student import fitted
 from pruning.scores.score_set import KIND
 from pruning.scores.text.linear import Bags
 from pruning.scores.text.pieces import Pieces
-from pruning.scores.text.texts import Texts, content_hashes
+from pruning.scores.text.texts import Texts
 from pruning.selection.cascade.decide import Cascade, Population, Promise
 from pruning.selection.cascade.documents import Documents
 from pruning.store import randomness

@@ -28,6 +28,7 @@ import pyarrow as pa
 from pruning.corpus.layout import rows_of, shards_of
 from pruning.corpus.reader import Corpus, load_corpus
 from pruning.scores import score_set
+from pruning.scores.content import content_hashes
 from pruning.scores.distilled import ridge
 from pruning.scores.distilled.lessons import Lessons, agreement, beside
 from pruning.scores.score_set import Column
@@ -36,7 +37,7 @@ from pruning.scores.space.same_model import require_same_model
 from pruning.scores.terms import CORPUS, Term
 from pruning.scores.text.folds import Folds
 from pruning.scores.text.hashing import Features
-from pruning.scores.text.texts import Texts, content_hashes
+from pruning.scores.text.texts import Texts
 from pruning.store import late, progress
 from pruning.store.artifact import Artifact, load_artifact, require_input
 from pruning.store.manifest import ArtifactError

@@ -3,9 +3,9 @@
     python -m pruning distill_encoder --gin_file=configs/score/distill_encoder.gin ...
     python -m pruning score --gin_file=configs/score/student.gin --gin.MODEL=runs/student ...
 
-The first command fits an encoder (BERT and its kin, or that of a T5) to a teacher's scores of a part
-of the corpus, or to a column of the corpus. It writes a model in the usual format. The second command
-scores the corpus, or any other, with it.
+The first command fits an encoder (BERT and its kin, or that of a T5) to a teacher's scores of a
+part of the corpus, or to a column of the corpus. It writes a model in the usual format. The second
+command scores the corpus, or any other, with it.
 
 Choices
 - The model is the encoder with a head of one value, as published classifiers of one output have
@@ -32,9 +32,9 @@ import pyarrow as pa
 from models.packing import offsets_of
 from pruning.scores.distilled.lessons import Lessons, agreement, beside
 from pruning.scores.model.scorer import Documents, ScoreError
+from pruning.scores.model.student import KIND
 from pruning.scores.terms import CORPUS, Term
 from pruning.scores.text.folds import Folds
-from pruning.scores.text.texts import content_hashes
 from pruning.store import late
 from pruning.store.artifact import Artifact, load_artifact, require_input
 from pruning.store.build import Build
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from pruning.scores.model.framed import Framed
 
 NAME = "DistillEncoder"
-KIND = "student"
 
 T5_RATE, RATE = 1e-3, 1e-4  # peak learning rates
 
@@ -70,8 +69,8 @@ class DistillEncoderConfig:
       corpus: directory of the corpus.
       model: weights of an encoder or a T5 to initialize from, as for `score`.
       output: directory of the student, a model.
-      teacher: a score set of the corpus; its scored documents are the examples. None if `score` is a
-        column of the corpus.
+      teacher: a score set of the corpus; its scored documents are the examples. None if `score` is
+        a column of the corpus.
       tokenizer: tokenizer of the model, as for `score`.
       score: the value to learn, named as for `select`.
       examples: largest number of examples.
@@ -159,7 +158,7 @@ def run(config: DistillEncoderConfig) -> Artifact:
     windows = framed.windows(documents)
     read = windows.document  # documents without tokens are no examples
     ids, targets = lessons.ids[read], lessons.targets[read]
-    hashes = hashes_of(documents, framed)[read]
+    hashes = framed.content_hashes(documents)[read]
     folds = Folds(Stream.ENCODER_STUDENT_FOLD, config.seed, config.folds)
     fold = folds.of(hashes)
     started = time.perf_counter()
@@ -229,10 +228,3 @@ def read_documents(corpus: Corpus, lessons: Lessons, framed: Framed) -> Document
             read = reader(texts)
             parts.append(Documents(read.tokens, read.offsets))
     return Documents.join(parts)
-
-
-def hashes_of(documents: Documents, framed: Framed) -> np.ndarray:
-    """Return hashes of the tokens that the model reads of each document, int64 [documents]."""
-    shown, _ = documents.cut(framed.room)
-    flat = pa.array(shown.tokens.astype(np.int32))
-    return content_hashes(pa.LargeListArray.from_arrays(pa.array(shown.offsets), flat))

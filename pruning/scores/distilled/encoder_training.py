@@ -74,7 +74,8 @@ class EncoderTraining:
         self._initial = jax.device_put(
             {name: params[name] for name in kept}, partitioning.replicated(self.mesh)
         )
-        value = dataclasses.replace(bare, kind="values", layers=(HeadLayer(size=1),), labels=(LABEL,))
+        layers = (HeadLayer(size=1),)
+        value = dataclasses.replace(bare, kind="values", layers=layers, labels=(LABEL,))
         self.model = Model(_with_head(model.config, value, dtype))
         self._steps, self._seed = steps, seed
         self._texts, self._targets = texts, targets
@@ -101,7 +102,8 @@ class EncoderTraining:
         with progress.track("teach", self._steps, "steps") as task:
             for batch in batches(documents, self._steps, self._batch_size, self._seed):
                 targets = ((self._targets[batch] - mean) / spread).astype(np.float32)
-                params, state, loss = self._step(params, state, self._put(targets), *self._rows(batch))
+                given = self._put(targets), *self._rows(batch)
+                params, state, loss = self._step(params, state, *given)
                 task.advance(loss=float(loss))
         layer = params["head"]["dense_0"]["linear"]
         return self._with_layer(params, layer["kernel"] * spread, layer["bias"] * spread + mean)
@@ -170,7 +172,8 @@ class EncoderTraining:
         return weights[:, None], np.array([found[-1] - center @ weights])
 
     def _with_layer(self, params: Any, kernel: Any, bias: Any) -> Any:
-        linear = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+        linear = {"kernel": kernel, "bias": bias}
+        linear = {name: jnp.asarray(value, jnp.float32) for name, value in linear.items()}
         placed = jax.device_put(linear, partitioning.replicated(self.mesh))
         return {**params, "head": {"dense_0": {"linear": placed}}}
 

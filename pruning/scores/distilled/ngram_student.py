@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from pruning.corpus.reader import Corpus
 from pruning.scores import score_set
+from pruning.scores.content import content_hashes
 from pruning.scores.distilled.lessons import HELD_OUT, Lessons, agreement, beside
 from pruning.scores.score_set import Column
 from pruning.scores.terms import CORPUS, Term
@@ -37,7 +38,7 @@ from pruning.scores.text import linear, passes
 from pruning.scores.text.folds import FoldedLinear, Folds
 from pruning.scores.text.linear import Bags, Linear
 from pruning.scores.text.pieces import Pieces
-from pruning.scores.text.texts import Texts, content_hashes
+from pruning.scores.text.texts import Texts
 from pruning.store import late, progress, randomness
 from pruning.store.artifact import Artifact, load_artifact, require_input
 from pruning.store.manifest import ArtifactError

@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from models.packing import Side, Windows, offsets_of, ranges
 from pruning.corpus.tokenizers import JsonTokenizer
+from pruning.scores.content import content_hashes
 from pruning.scores.model.scorer import Documents, ScoreError
 
 if TYPE_CHECKING:
@@ -135,6 +137,12 @@ class Framed:
         tokens[ranges(offsets[:-1] + before, shown.lengths)] = shown.tokens
         texts = Side(self.side, offsets, {f"{self.side}_input_tokens": tokens})
         return Windows(some, (texts, Side(ANSWER, np.arange(len(some) + 1), {})))
+
+    def content_hashes(self, documents: Documents) -> np.ndarray:
+        """Return hashes of the tokens that are read of each document, int64 [documents]."""
+        shown, _ = documents.cut(self.room)
+        flat = pa.array(shown.tokens.astype(np.int32))
+        return content_hashes(pa.LargeListArray.from_arrays(pa.array(shown.offsets), flat))
 
     def vectors(self, module: Any, batch: Any) -> Any:
         """Return the module's vectors of a batch of packed windows, [rows, texts, size]."""

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from models.packing import Windows
-from pruning.scores.distilled import encoder_student
 from pruning.scores.model.document_windows import TRUNCATED
 from pruning.scores.model.framed import ANSWER, Framed
 from pruning.scores.model.scorer import Documents, Prepared, ScoreError, Scores
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from models.model import Model
     from pruning.corpus.tokenizers import Tokenizer
 
-
+KIND = "student"  # of the artifact
 COLUMN = Column(pa.float32(), "the teacher's score, as the student predicts it")
 
 _MAX_TOKENS = 256  # of students of earlier versions, whose head does not say it
@@ -66,7 +65,7 @@ class Student:
             student[windows.document] = answers[:, 0]
             counts = {}
             if known is not None:
-                value = known.values(encoder_student.hashes_of(documents, as_taught))
+                value = known.values(as_taught.content_hashes(documents))
                 example = np.isfinite(value)
                 student[example] = value[example]
                 counts["out_of_fold"] = int(example.sum())
@@ -108,7 +107,7 @@ class Examples:
     @classmethod
     def read(cls, directory: str) -> Examples:
         """Raise ArtifactError if the directory is no student, ScoreError if it is an older one."""
-        student = load_artifact(directory, encoder_student.KIND)
+        student = load_artifact(directory, KIND)
         table = student.read(0)
         if "content_hash" not in table.column_names:
             raise ScoreError(

@@ -28,13 +28,14 @@ from scipy import optimize, special
 
 from pruning.corpus.layout import rows_of, shards_of
 from pruning.scores import score_set
+from pruning.scores.content import content_hashes
 from pruning.scores.intervals import auc
 from pruning.scores.score_set import Column
 from pruning.scores.text import linear, passes
 from pruning.scores.text.folds import FoldedLinear, Folds
 from pruning.scores.text.hashing import SCHEME, Features, hashed_ngrams
 from pruning.scores.text.linear import Bags
-from pruning.scores.text.texts import Texts, content_hashes, sample
+from pruning.scores.text.texts import Texts, sample
 from pruning.store import late, progress, randomness
 from pruning.store.artifact import Artifact, load_artifact
 from pruning.store.manifest import ArtifactError, config_of

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pruning.corpus.sources.document import Document, SourceError, lookup
 from pruning.corpus.sources.jsonl import JsonlSource
-from pruning.scores.text.texts import content_hashes
+from pruning.scores.content import content_hashes
 from pruning.store import randomness
 from pruning.store.randomness import Stream
 

@@ -42,7 +42,7 @@ class Folds:
         """Return the fold of each document, int64 [documents].
 
         Args:
-          hashes: int64 [documents], of `texts.content_hashes`.
+          hashes: int64 [documents], of `content.content_hashes`.
         """
         return (randomness.uniform(self.stream, self.seed, hashes) * self.count).astype(np.int64)
 

@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from pruning.corpus.sources.jsonl import JsonlSource
 from pruning.scores import score_set
+from pruning.scores.content import content_hashes
 from pruning.scores.intervals import auc, spearman_interval
 from pruning.scores.score_set import Column
 from pruning.scores.text import examples, hashing, linear, main_text, passes
@@ -42,7 +43,7 @@ from pruning.scores.text.hashing import SCHEME, Features, hashed_ngrams, segment
 from pruning.scores.text.linear import Bags, Linear, LinearError, Loss
 from pruning.scores.text.lines import FORMS, LineFeatures, Lines
 from pruning.scores.text.main_text import MainText, Pages
-from pruning.scores.text.texts import Texts, content_hashes
+from pruning.scores.text.texts import Texts
 from pruning.store import late, parallel, progress
 from pruning.store.artifact import Artifact, load_artifact
 from pruning.store.manifest import ArtifactError

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pruning.scores.content import content_hashes
 from pruning.scores.text import text_score
 from pruning.scores.text.text_score import TextScoreConfig
-from pruning.scores.text.texts import content_hashes
 from pruning.store.artifact import load_artifact
 
 REPOSITORY = Path(__file__).resolve().parents[4]
