@@ -19,7 +19,7 @@ from typing import Any
 import damage
 import jax
 import numpy as np
-from trials import Outcome, Result, Workshop, files_of
+from trials import Kind, Outcome, Result, Workshop, files_of
 
 from models.checkpoints import CheckpointError, Checkpoints, Retention
 from models.errors import ModelError
@@ -72,12 +72,11 @@ def _golden(workshop: Workshop) -> Path:
     return run
 
 
-def damaged_checkpoint(workshop: Workshop, rng: random.Random) -> Result:
+def damaged_checkpoint(workshop: Workshop, rng: random.Random, kind: str) -> Result:
     """Damage a file of a run's checkpoints; continue from the newest whole one, and save again."""
     run = workshop.root.parent / "run-checkpoints"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(_golden(workshop), run)
-    kind = rng.choice([kind for kind in damage.KINDS if kind != "shards exchanged"])
     touched = damage.KINDS[kind](files_of(run), rng)
     what = ", ".join(str(file.relative_to(run)) for file in touched)
     fault = f"{kind} in checkpoints"
@@ -129,12 +128,12 @@ def _save(run: Path, log: Path, limit: int | None) -> None:
             print(f"error: {error}", flush=True)
 
 
-def interrupted_save(workshop: Workshop, rng: random.Random) -> Result:
+def interrupted_save(workshop: Workshop, rng: random.Random, fills: bool) -> Result:
     """Kill a process while it saves, or let its disk be full; continue from what it has saved."""
     run, log = workshop.root.parent / "run-checkpoints", workshop.root.parent / "save-log"
     shutil.rmtree(run, ignore_errors=True)
     log.unlink(missing_ok=True)
-    limit = rng.randint(1, 20_000) if rng.random() < 0.5 else None
+    limit = rng.randint(1, 20_000) if fills else None
     fault = "killed while saving a checkpoint" if limit is None else "full disk while saving"
     process = workshop.process(_save, run, log, limit)
     if limit is None:
@@ -162,4 +161,9 @@ def interrupted_save(workshop: Workshop, rng: random.Random) -> Result:
         shutil.rmtree(run, ignore_errors=True)
 
 
-TRIALS = {damaged_checkpoint: 0.12, interrupted_save: 0.03}
+_DAMAGE = [(kind,) for kind in damage.KINDS if kind != "shards exchanged"]
+
+TRIALS = {
+    damaged_checkpoint: Kind(0.04, lambda _: _DAMAGE),
+    interrupted_save: Kind(0.03, lambda _: [(False,), (True,)]),
+}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pipeline
-from trials import Outcome, Result, Workshop, ends, files_of, jumping, run_here
+from trials import Kind, Outcome, Result, Workshop, ends, files_of, jumping, of_makers, run_here
 
 from pruning.corpus.reader import load_corpus
 from pruning.store.artifact import load_artifact
@@ -23,13 +23,17 @@ from pruning.store.artifact import load_artifact
 # Full disks
 
 
-def full_disk(workshop: Workshop, rng: random.Random) -> Result:
-    """Run a command on a disk that is too small, and again when there is room."""
-    name = workshop.pick(rng)
+def full_disk(workshop: Workshop, rng: random.Random, name: str, mounts: bool) -> Result:
+    """Run a command on a disk that is too small, and again when there is room.
+
+    Args:
+      mounts: a small file system is mounted, where this is allowed; else no file may grow beyond a
+        size.
+    """
     place = workshop.root / name
     sizes = [file.stat().st_size for file in files_of(place)]
     shutil.rmtree(place)
-    mounted = name in pipeline.STAGES and rng.random() < 0.5 and _can_mount(workshop.root.parent)
+    mounted = mounts and _can_mount(workshop.root.parent)
     limit = rng.randint(1, max(sizes))
     disk = _small_disk(place, rng.randint(4096, sum(sizes))) if mounted else _short_files(limit)
     fault = "full disk" if mounted else "files too large for the disk"
@@ -95,10 +99,11 @@ def _can_mount(directory: Path) -> bool:
 # Clocks
 
 
-def clocks(workshop: Workshop, rng: random.Random) -> Result:
+_CLOCKS = ("killed", "at once", "alone")
+
+
+def clocks(workshop: Workshop, rng: random.Random, name: str, kind: str) -> Result:
     """Run commands whose clocks jump, over files of other times: killed, at once, or alone."""
-    kind = rng.choice(("killed", "at once", "alone"))
-    name = workshop.pick(rng, works=kind == "at once")
     if kind == "killed":
         workshop.run_killed(name, rng)
     elif kind == "at once":
@@ -137,9 +142,8 @@ _PIECES = (
 )
 
 
-def hostile_names(workshop: Workshop, rng: random.Random) -> Result:
+def hostile_names(workshop: Workshop, rng: random.Random, name: str) -> Result:
     """Run a command in a directory with an odd name: it gives the same data, or one line."""
-    name = workshop.pick(rng)
     odd = "".join(rng.choices(_PIECES, k=rng.randint(1, 4)))
     root = workshop.root.parent / f"odd{odd}"
     shutil.copytree(workshop.root, root)
@@ -244,8 +248,13 @@ def hostile_contents(workshop: Workshop, rng: random.Random) -> Result:
 
 
 TRIALS = {
-    full_disk: 0.08,
-    clocks: 0.06,
-    hostile_names: 0.06,
-    hostile_contents: 0.05,
+    full_disk: Kind(0.06, of_makers((False, True))),
+    clocks: Kind(
+        0.05,
+        lambda workshop: [
+            case for case in of_makers(_CLOCKS)(workshop) if case != ("weights", "at once")
+        ],
+    ),
+    hostile_names: Kind(0.04, of_makers()),
+    hostile_contents: Kind(0.02, lambda _: [()]),
 }

@@ -30,6 +30,7 @@ NUMBER = {
     surroundings.hostile_names: 6,
     surroundings.hostile_contents: 8,
 }
+KINDS = trials.TRIALS | surroundings.TRIALS
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,10 @@ def workshop(tmp_path_factory) -> Workshop:
 @pytest.mark.parametrize("make", NUMBER, ids=lambda make: make.__name__)
 def test_faults_end_in_the_same_bytes_or_in_one_line_that_helps(workshop, make):
     bad = []
-    for number in range(NUMBER[make]):
-        try:
-            fault, stage, outcome, words = make(workshop, random.Random(f"{number}"))
-        finally:
-            workshop.restore()
+    cases = trials.dealt(workshop, {make: KINDS[make]}, NUMBER[make], random.Random(0))
+    for number, (_, case) in enumerate(cases):
+        rng = random.Random(f"{number}")
+        fault, stage, outcome, words = trials.trial(workshop, rng, make, case)
         if outcome not in (Outcome.IDENTICAL, Outcome.REPAIRED):
             bad.append(f"{number}: {fault}, {stage}: {outcome.value}\n{words}")
     assert not bad, "\n\n".join(bad)

@@ -1,12 +1,13 @@
 """Trials: a fault, a command, and what became of it.
 
     workshop = Workshop(directory)
-    for number in range(300):
-        fault, stage, outcome, words = trial(workshop, random.Random(number))
+    for number, (make, case) in enumerate(dealt(workshop, TRIALS, 300, random.Random(0))):
+        fault, stage, outcome, words = trial(workshop, random.Random(number), make, case)
 
 A trial starts from whole artifacts, damages something, and runs a command. Where that is refused,
 the advice of its message is followed as a user would. At the end all artifacts must be, byte by
-byte, those of a run without faults.
+byte, those of a run without faults. A kind of trial lists its cases, such as every stage with every
+damage: `dealt` gives each its share; the rest is drawn at random.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import itertools
 import multiprocessing
 import os
 import random
@@ -23,7 +25,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,15 +73,16 @@ class Workshop:
       consumers: of every maker, the stages that read its artifact.
       events: of every stage, how often it changes a directory: the moments at which it is killed.
       seconds: of every stage, its duration in a process of its own.
+      models: share of trials with stages of model_stages.py, where a kind of trial has such cases.
     """
 
     def __init__(self, directory: Path, models: float = 0.0):
         """Make all artifacts.
 
         Args:
-          models: share of trials with any stage, also of model_stages.py; 0 makes none of these.
+          models: share of trials with stages of model_stages.py; 0 makes none of these.
         """
-        self._models = models
+        self.models = models
         self.root = directory / "run"
         self.stages = {**pipeline.STAGES, **(_model_stages() if models else {})}
         self.makers = [name for name, stage in self.stages.items() if stage.makes]
@@ -87,7 +90,6 @@ class Workshop:
             name: [stage.name for stage in self.stages.values() if name in stage.reads]
             for name in self.makers
         }
-        self._texts = [name for name in self.makers if name in pipeline.STAGES]
         self._golden = directory / "golden"
         self.events: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
@@ -95,7 +97,7 @@ class Workshop:
         # The server of processes starts with this environment.
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *sys.path])
         self._context = multiprocessing.get_context("forkserver")
-        preload = ["trials", "model_stages", "checkpoint_trials"]
+        preload = ["trials", "model_stages", "checkpoint_trials", "training_trials"]
         self._context.set_forkserver_preload(preload if models else preload[:1])
         pipeline.write_inputs(self.root)
         self._read: dict[str, str | None] = {}
@@ -118,17 +120,9 @@ class Workshop:
         self.events[name] = int(count)
         log.unlink()
 
-    def pick(self, rng: random.Random, read: bool = False, works: bool = False) -> str:
-        """Return a maker, mostly of a stage without a model.
-
-        Args:
-          read: another stage must read its artifact.
-          works: it must be one that goes on with its work. A directory of weights is refused if it
-            is complete.
-        """
-        among = self.makers if rng.random() < self._models else self._texts
-        fitting = [name for name in among if self.consumers[name] or not read]
-        return rng.choice([name for name in fitting if not (works and name == "weights")])
+    def has_model(self, case: Sequence[Any]) -> bool:
+        """Return whether a case begins with a stage that runs a model or reads its answers."""
+        return bool(case) and case[0] in self.stages and case[0] not in pipeline.STAGES
 
     def start(
         self,
@@ -361,12 +355,11 @@ def _read(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
 
 
-def damaged_artifact(workshop: Workshop, rng: random.Random) -> Result:
+def damaged_artifact(
+    workshop: Workshop, rng: random.Random, stage: str, name: str, kind: str
+) -> Result:
     """Damage a finished artifact, and run a command that reads it, or the one that made it."""
-    name = workshop.pick(rng, read=True)
-    kind = rng.choice(list(damage.KINDS))
-    again = kind in ("file lost", "file truncated") and rng.random() < 0.5
-    stage = name if again else rng.choice(workshop.consumers[name])
+    again = stage == name
     if not again and workshop.stages[stage].makes:
         shutil.rmtree(workshop.root / stage)
     files = files_of(workshop.root / name)
@@ -378,10 +371,8 @@ def damaged_artifact(workshop: Workshop, rng: random.Random) -> Result:
     return f"{kind}, then {'the same' if again else 'the next'} command", stage, outcome, what
 
 
-def damaged_work(workshop: Workshop, rng: random.Random) -> Result:
+def damaged_work(workshop: Workshop, rng: random.Random, name: str, kind: str) -> Result:
     """Kill a command, damage what it has left, and run it again."""
-    name = workshop.pick(rng)
-    kind = rng.choice(list(damage.KINDS))
     workshop.run_killed(name, rng)
     files = files_of(workshop.root / name)
     touched = damage.KINDS[kind](files, rng) if files else []
@@ -397,9 +388,8 @@ def damaged_work(workshop: Workshop, rng: random.Random) -> Result:
     return f"{kind} in unfinished work", name, outcome, what
 
 
-def killed(workshop: Workshop, rng: random.Random) -> Result:
+def killed(workshop: Workshop, rng: random.Random, name: str) -> Result:
     """Kill a command once or twice, and run it again."""
-    name = workshop.pick(rng)
     workshop.run_killed(name, rng)
     if rng.random() < 0.3:
         workshop.start(name, kill_at=1 + rng.randrange(workshop.events[name])).join()
@@ -407,18 +397,19 @@ def killed(workshop: Workshop, rng: random.Random) -> Result:
     return "killed", name, outcome, words
 
 
-def at_once(workshop: Workshop, rng: random.Random) -> Result:
+def at_once(
+    workshop: Workshop, rng: random.Random, name: str, number: int, kills: bool, repairs: bool
+) -> Result:
     """Run a command in two or three processes, of new or of lost files; perhaps kill one."""
-    name = workshop.pick(rng, works=True)
-    repairs = rng.random() < 0.3
     if repairs:
         shards = [f for f in files_of(workshop.root / name) if f.name.startswith("data-")]
         for file in rng.sample(shards, min(2, len(shards))):
             file.unlink()
     else:
         shutil.rmtree(workshop.root / name)
-    kills = rng.random() < 0.25
-    logs = [workshop.root / f"log-{k}" for k in range(rng.choice((2, 3)))]
+    logs = [workshop.root / f"log-{k}" for k in range(number)]
+    fault = f"{number} processes at once"
+    fault += f"{', one killed' if kills else ''}{', lost files' if repairs else ''}"
     processes = [
         workshop.start(
             name,
@@ -439,7 +430,6 @@ def at_once(workshop: Workshop, rng: random.Random) -> Result:
     said = "\n".join(log.read_text() for log in logs)
     for log in logs:
         log.unlink()
-    fault = f"processes at once{', one killed' if kills else ''}{', lost files' if repairs else ''}"
     ended = [0] + [-signal.SIGKILL] * kills
     if any(process.exitcode not in ended for process in processes):
         refused = "Traceback" not in said
@@ -452,10 +442,9 @@ def at_once(workshop: Workshop, rng: random.Random) -> Result:
     return fault, name, Outcome.IDENTICAL, said
 
 
-def refused(workshop: Workshop, rng: random.Random) -> Result:
+def refused(workshop: Workshop, rng: random.Random, name: str) -> Result:
     """Run a command that is refused, and then the corrected one, with the same output."""
-    root = workshop.root
-    name, wrong = rng.choice(list(_MISTAKES.items()))
+    root, wrong = workshop.root, _MISTAKES[name]
     stage = name.partition(",")[0]
     shutil.rmtree(root / stage)
     with wrong(root, rng) as work:
@@ -515,25 +504,85 @@ _MISTAKES = {
     "selection, nothing kept": _nothing_kept,
 }
 
-Kind = Callable[[Workshop, random.Random], Result]
+Case = tuple[Any, ...]
 
-TRIALS: dict[Kind, float] = {  # with their shares
-    damaged_artifact: 0.5,
-    damaged_work: 0.22,
-    killed: 0.12,
-    at_once: 0.1,
-    refused: 0.06,
+
+class Kind(NamedTuple):
+    """A kind of trials.
+
+    Attributes:
+      share: of all trials, relative to the other kinds.
+      cases: further arguments of the trial, the stage first.
+    """
+
+    share: float
+    cases: Callable[[Workshop], list[Case]]
+
+
+def of_makers(*others: Iterable[Any]) -> Callable[[Workshop], list[Case]]:
+    """Return cases: each stage that makes an artifact, with each combination of the others."""
+    return lambda workshop: list(itertools.product(workshop.makers, *others))
+
+
+def _of_damaged_artifacts(workshop: Workshop) -> list[Case]:
+    read = [(reader, name) for name in workshop.makers for reader in workshop.consumers[name]]
+    cases = [(*pair, kind) for pair in read for kind in damage.KINDS]
+    again = ("file lost", "file truncated")
+    return cases + [(name, name, kind) for name in workshop.makers for kind in again] * 4
+
+
+def _at_once(workshop: Workshop) -> list[Case]:
+    # A directory of weights is refused if it is complete.
+    names = [name for name in workshop.makers if name != "weights"]
+    return list(itertools.product(names, (2, 3), (False, True), (False, True)))
+
+
+TRIALS: dict[Callable[..., Result], Kind] = {
+    damaged_artifact: Kind(0.38, _of_damaged_artifacts),
+    damaged_work: Kind(0.16, of_makers(damage.KINDS)),
+    killed: Kind(0.09, of_makers()),
+    at_once: Kind(0.09, _at_once),
+    refused: Kind(0.03, lambda _: [(name,) for name in _MISTAKES]),
 }
 
 
-def trial(workshop: Workshop, rng: random.Random, kinds: Mapping[Kind, float] = TRIALS) -> Result:
-    """Make one trial, and restore what it has broken.
+def dealt(
+    workshop: Workshop,
+    kinds: Mapping[Callable[..., Result], Kind],
+    number: int,
+    rng: random.Random,
+) -> list[tuple[Callable[..., Result], Case]]:
+    """Return trials with their cases, in random order.
 
-    Args:
-      kinds: kinds of trials with their shares.
+    Every kind has its share, within one trial. The cases of a kind have equal shares, those of
+    stages with models `workshop.models` of the kind.
     """
-    (make,) = rng.choices(list(kinds), list(kinds.values()))
+    of_kinds = _shares([kind.share for kind in kinds.values()], number)
+    trials: list[tuple[Callable[..., Result], Case]] = []
+    for (make, kind), count in zip(kinds.items(), of_kinds, strict=True):
+        cases = kind.cases(workshop)
+        text = [case for case in cases if not workshop.has_model(case)]
+        model = [case for case in cases if workshop.has_model(case)]
+        share = workshop.models if text and model else float(not text)
+        for group, part in zip((text, model), _shares([1 - share, share], count), strict=True):
+            rng.shuffle(group)
+            trials += [(make, case) for case in itertools.islice(itertools.cycle(group), part)]
+    rng.shuffle(trials)
+    return trials
+
+
+def _shares(weights: Sequence[float], number: int) -> list[int]:
+    """Return whole numbers with this sum, in proportion to the weights."""
+    total = sum(weights)
+    ends = [round(number * end / total) for end in itertools.accumulate(weights)]
+    return [end - begin for begin, end in itertools.pairwise([0, *ends])]
+
+
+def trial(
+    workshop: Workshop, rng: random.Random, make: Callable[..., Result], case: Case
+) -> Result:
+    """Make one trial, and restore what it has broken."""
     try:
-        return make(workshop, rng)
+        return make(workshop, rng, *case)
     finally:
         workshop.restore()
