@@ -55,6 +55,7 @@ from pruning.corpus.layout import (
 )
 from pruning.corpus.sources import changes
 from pruning.corpus.sources.document import (
+    EMPTY,
     Document,
     ReadCallback,
     Reject,
@@ -476,9 +477,10 @@ def _accepted(plan: Plan, shard: int, tally: Tally, on_read: ReadCallback) -> It
         rows = n_bytes = malformed = malformed_bytes = 0
         first_bad = ""
         for number, item in _items(config, file, tally, on_read):
-            if number % config.shards_per_file != part:
+            of_part = _rows_of_part(number, item, part, config.shards_per_file)
+            if not of_part:
                 continue
-            rows += 1
+            rows += of_part
             row = _row(item, rules, name, tally)
             if isinstance(row, _Row):
                 n_bytes += len(row.encoded)
@@ -487,12 +489,12 @@ def _accepted(plan: Plan, shard: int, tally: Tally, on_read: ReadCallback) -> It
                     row = row._replace(metadata=row.metadata + origin)
                 yield row
                 continue
-            n_bytes += row.n_bytes
-            tally.dropped[row.reason] += 1
-            tally.dropped_bytes[row.reason] += row.n_bytes
+            n_bytes += row.n_bytes * of_part
+            tally.dropped[row.reason] += of_part
+            tally.dropped_bytes[row.reason] += row.n_bytes * of_part
             if row.malformed:
-                malformed += 1
-                malformed_bytes += row.n_bytes
+                malformed += of_part
+                malformed_bytes += row.n_bytes * of_part
                 first_bad = first_bad or f"row {number + 1}: {row.detail}"
                 if malformed > config.max_bad_fraction * max(rows, _JUDGED_FROM):
                     raise _too_bad(file, malformed, rows, malformed_bytes, n_bytes, first_bad)
@@ -504,15 +506,21 @@ def _accepted(plan: Plan, shard: int, tally: Tally, on_read: ReadCallback) -> It
         tally.files["empty"] += part == 0 and not rows
 
 
+def _rows_of_part(number: int, item: Document | Reject, part: int, parts: int) -> int:
+    """Return how many rows of an item, which begins with row `number`, a part of the file has."""
+    rows = item.rows if item.__class__ is Reject else 1
+    return (number + rows - 1 - part) // parts - (number - 1 - part) // parts
+
+
 def _items(
     config: IngestConfig, file: str, tally: Tally, on_read: ReadCallback
 ) -> Iterator[tuple[int, Document | Reject]]:
-    """Yield the numbered rows of a file; a truncated file ends early if that is allowed."""
+    """Yield the rows of a file by number; a truncated file ends early if that is allowed."""
     rows = 0
     try:
         for item in config.source.read(file, config.metadata, on_read):
             yield rows, item
-            rows += 1
+            rows += item.rows if item.__class__ is Reject else 1
     except TruncatedFile as error:
         if config.on_truncated == "error":
             raise SourceError(
@@ -569,7 +577,7 @@ def _row(item: Document | Reject, rules: _Rules, source: str, tally: Tally) -> _
         return invalid_utf8(error)._replace(n_bytes=len(text))
     n_bytes = len(encoded)
     if not encoded or text.isspace():
-        return Reject("empty", "the text is empty", False, n_bytes)
+        return EMPTY._replace(n_bytes=n_bytes)
     if n_bytes < rules.shortest:
         return Reject("too_short", f"{n_bytes} bytes", False, n_bytes)
     if n_bytes > rules.longest:

@@ -23,7 +23,7 @@ import heapq
 import io
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,15 @@ def sample(
     order = np.argsort(hashed(Stream.VOCABULARY_FILE, config.seed, np.arange(len(files))))
     with progress.track("sample", sum(sizes) >> 20, "MiB of input") as task:
         for index in order:
-            keys = _keys(config.seed, int(index))
+            keys = _Keys(config.seed, int(index))
+            row = 0
             for item in source.read(files[index], (), lambda n_bytes: None):
-                key = next(keys)
                 if isinstance(item, Reject):
-                    malformed += item.malformed
+                    malformed += item.malformed * item.rows
+                    row += item.rows
                     continue
+                key = keys.of(row)
+                row += 1
                 n_bytes = len(item.text.encode("utf-8", "replace"))
                 seen += 1
                 seen_bytes += n_bytes
@@ -133,11 +136,20 @@ def sample(
     return [text for _, text in sorted(kept, reverse=True)], counts
 
 
-def _keys(seed: int, file: int) -> Iterator[int]:
-    """Yield 64 random bits for every row of a file."""
-    for block in itertools.count():
-        rows = (file << 32) + np.arange(block << 10, (block + 1) << 10)
-        yield from hashed(Stream.VOCABULARY_DOCUMENT, seed, rows).tolist()
+class _Keys:
+    """64 random bits for every row of a file, drawn for a block of rows at a time."""
+
+    def __init__(self, seed: int, file: int):
+        self._seed, self._file = seed, file
+        self._block = -1
+        self._drawn: list[int] = []
+
+    def of(self, row: int) -> int:
+        if row >> 10 != self._block:
+            self._block = row >> 10
+            rows = (self._file << 32) + np.arange(self._block << 10, (self._block + 1) << 10)
+            self._drawn = hashed(Stream.VOCABULARY_DOCUMENT, self._seed, rows).tolist()
+        return self._drawn[row & 1023]
 
 
 def train(

@@ -164,6 +164,6 @@ def interrupted_save(workshop: Workshop, rng: random.Random, fills: bool) -> Res
 _DAMAGE = [(kind,) for kind in damage.KINDS if kind != "shards exchanged"]
 
 TRIALS = {
-    damaged_checkpoint: Kind(0.04, lambda _: _DAMAGE),
-    interrupted_save: Kind(0.03, lambda _: [(False,), (True,)]),
+    damaged_checkpoint: Kind(0.025, lambda _: _DAMAGE),
+    interrupted_save: Kind(0.02, lambda _: [(False,), (True,)]),
 }

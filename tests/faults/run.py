@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the trials to run")
     parser.add_argument(
-        "--models", type=float, default=0.2, help="share of stages with models; 0: no models"
+        "--models", type=float, default=0.06, help="share of stages with models; 0: no models"
     )
     parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop")
     parser.add_argument("--record", type=Path, help="file of one line for each trial")

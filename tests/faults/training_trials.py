@@ -194,4 +194,4 @@ def disturbed_training(workshop: Workshop, rng: random.Random, stage: str, how: 
 
 _WAYS = ("killed in training", "killed in training, while it saves", "full disk in training")
 
-TRIALS = {disturbed_training: Kind(0.03, lambda _: [("train", way) for way in _WAYS])}
+TRIALS = {disturbed_training: Kind(0.012, lambda _: [("train", way) for way in _WAYS])}

@@ -38,7 +38,7 @@ from pruning.selection.strategies import Threshold
 from pruning.store import digests
 from pruning.store.manifest import MANIFEST, code_revision
 
-_LONGEST = 120.0  # seconds that processes may take
+_LONGEST = 300.0  # seconds that processes may take
 _ROUNDS = 8  # of advice that is followed
 code_revision()  # is cached, and inherited by the processes: a commit meanwhile is no difference
 
@@ -97,8 +97,10 @@ class Workshop:
         # The server of processes starts with this environment.
         os.environ["PYTHONPATH"] = os.pathsep.join([here, *sys.path])
         self._context = multiprocessing.get_context("forkserver")
-        preload = ["trials", "model_stages", "checkpoint_trials", "training_trials"]
-        self._context.set_forkserver_preload(preload if models else preload[:1])
+        preload = ["trials", "warm"]
+        if models:
+            preload += ["model_stages", "checkpoint_trials", "training_trials"]
+        self._context.set_forkserver_preload(preload)
         pipeline.write_inputs(self.root)
         self._read: dict[str, str | None] = {}
         for name, stage in self.stages.items():

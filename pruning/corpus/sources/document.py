@@ -1,8 +1,9 @@
 """Interface of sources: one document or one reject for every row of a file, in order.
 
 Choices
-- No row is skipped silently: the n-th item that `read` yields is row n of the file. Counting the
-  items counts the rows, and several workers can divide one file by row number.
+- No row is skipped silently: the n-th item that `read` yields is row n of the file, except that
+  one reject may stand for several rows in succession. Counting them counts the rows, and several
+  workers can divide one file by row number.
 - Text is kept unchanged, to the byte. A row without valid text (invalid UTF-8, a record without a
   text) is rejected with a reason; a damaged file is an error.
 """
@@ -38,12 +39,17 @@ class Reject(NamedTuple):
       malformed: True if it counts against the share of bad rows that a corpus may have. A blank
         line does not.
       n_bytes: size of the row, as far as known.
+      rows: number of successive rows that it stands for, all of this size.
     """
 
     reason: str
     detail: str
     malformed: bool = True
     n_bytes: int = 0
+    rows: int = 1
+
+
+EMPTY = Reject("empty", "the text is empty", malformed=False)
 
 
 class Fingerprint(NamedTuple):

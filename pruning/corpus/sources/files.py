@@ -3,7 +3,8 @@
 Choices
 - The end of a compressed file is checked: a plain stream reader accepts a truncated .zst.
 - A line, or a file that is one document, longer than `LONGEST_LINE` is rejected without being held
-  in memory, because a small compressed file can expand to any size.
+  in memory, because a small compressed file can expand to any size. A run of equal blank lines is
+  counted at once, for the same reason.
 - An existing path is that file or directory, whatever characters its name has. Only otherwise are
   "*", "?" and "[" a pattern. A file that is found under several names, as through links, is read
   once. Files of a directory with other suffixes than the source's are counted by suffix.
@@ -16,11 +17,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar, NamedTuple, cast
 
 import xxhash
 from etils import epath
@@ -34,6 +36,7 @@ _BLOCK = 1 << 20
 SAMPLED_FROM = _FINGERPRINT_BLOCKS * _BLOCK  # bytes: larger files are not fingerprinted as a whole
 _GZIP = 31  # zlib's wbits: gzip's header and checksum
 _READ = 1 << 17  # small, since a block may expand to a thousand times its size
+_PIECE = 1 << 20  # bytes of unpacked data at a time: its lines take up to 9 times as much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +319,8 @@ def _unpacked(
             piece = decoder.unused_data if decoder.eof else b""
             decoder = None if decoder.eof else decoder
             unpacked += len(data)
-            yield data
+            for start in range(0, len(data), _PIECE):
+                yield data[start : start + _PIECE]
     if decoder is not None:
         raise TruncatedFile(
             f"{file} is cut off: its compressed data ends in the middle, after {unpacked:,} "
@@ -341,21 +345,63 @@ def lines(file: str, on_read: ReadCallback) -> Iterator[bytes | int]:
 
     A line longer than `LONGEST_LINE` is yielded as its length. No line follows a final line end.
     """
+    for item in runs(file, on_read):
+        if isinstance(item, Blank):
+            yield from itertools.repeat(item.line, item.number)
+        else:
+            yield item
+
+
+class Blank(NamedTuple):
+    """A run of equal lines of whitespace, or without any character."""
+
+    line: bytes
+    number: int
+
+
+def runs(file: str, on_read: ReadCallback) -> Iterator[Blank | bytes | int]:
+    """Yield the lines as `lines` does, but a run of equal blank lines as one item."""
     held: list[bytes] = []  # pieces of an incomplete line
     length = 0
     first = True
+    blank: bytes | None = None  # the line before, if it is blank, with its CR
+    number = 0  # of such lines in a row
     for chunk in chunks(file, on_read):
-        for i, piece in enumerate(chunk.split(b"\n")):
-            if i:  # a line end precedes this piece
-                yield _line(held, length, first)
-                held, length, first = [], 0, False
-            length += len(piece)
-            if length <= LONGEST_LINE:
-                held.append(piece)
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            if piece == blank and not length:
+                number += 1
+                continue
+            if number:
+                yield _blank(blank, number)
+                blank, number = None, 0
+            length = _hold(held, length, piece)
+            line = _line(held, length, first)
+            if line.__class__ is bytes and (not line or line.isspace()) and not first:
+                blank, number = b"".join(held), 1
             else:
-                held.clear()
+                yield line
+            held, length, first = [], 0, False
+        length = _hold(held, length, rest)
+    if number:
+        yield _blank(blank, number)
     if length:
         yield _line(held, length, first)
+
+
+def _blank(line: bytes | None, number: int) -> Blank:
+    assert line is not None
+    return Blank(line.removesuffix(b"\r"), number)
+
+
+def _hold(held: list[bytes], length: int, piece: bytes) -> int:
+    """Add a piece to a line of some length; return its new length. Too long a line is not kept."""
+    length += len(piece)
+    if length <= LONGEST_LINE:
+        held.append(piece)
+    else:
+        held.clear()
+    return length
 
 
 def _line(held: list[bytes], length: int, first: bool) -> bytes | int:

@@ -43,13 +43,17 @@ class JsonlSource(files.FileSource):
     def read(
         self, file: str, fields: Sequence[str], on_read: ReadCallback
     ) -> Iterator[Document | Reject]:
-        for line in files.lines(file, on_read):
+        for line in files.runs(file, on_read):
+            if isinstance(line, files.Blank):
+                yield _BLANK._replace(n_bytes=len(line.line), rows=line.number)
+                continue
             item = _parsed(line, self.text_field)
             if item.__class__ is Reject:
                 item = item._replace(n_bytes=files.length_of(line))
             yield item
 
 
+_BLANK = Reject("blank_line", "the line is blank", malformed=False)
 _parse = msgspec.json.Decoder().decode
 
 
@@ -60,7 +64,7 @@ def _parsed(line: bytes | int, text_field: str) -> Document | Reject:
             f"it is longer than {files.LONGEST_LINE:,} bytes. Each line must hold one object",
         )
     if not line or line.isspace():
-        return Reject("blank_line", "the line is blank", malformed=False)
+        return _BLANK
     try:
         record = _parse(line)
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pruning.corpus.sources import files
 from pruning.corpus.sources.document import (
+    EMPTY,
     Document,
     ReadCallback,
     Reject,
@@ -38,8 +39,11 @@ class TextSource(files.FileSource):
         self, file: str, fields: Sequence[str], on_read: ReadCallback
     ) -> Iterator[Document | Reject]:
         if self.document == "line":
-            for line in files.lines(file, on_read):
-                yield _document(line)
+            for line in files.runs(file, on_read):
+                if isinstance(line, files.Blank):
+                    yield EMPTY._replace(n_bytes=len(line.line), rows=line.number)
+                else:
+                    yield _document(line)
         elif content := files.whole(file, on_read):
             yield _document(content)
 

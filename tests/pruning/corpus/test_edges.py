@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import os
@@ -99,6 +100,37 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path):
         file.write(b"Z")
     with pytest.raises(SourceError, match=r"a\.jsonl was changed while it was read"):
         list(rows)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n"])
+@pytest.mark.parametrize("document", ["json", "line"])
+def test_a_run_of_blank_lines_is_counted_at_once(tmp_path, end, document):
+    """Five million lines in a few kB, between two documents; parts of a file count each once."""
+    path = tmp_path / "blank.jsonl.gz"
+    line = json.dumps({"text": TEXT}).encode()
+    run = gzip.compress(end * 100_000, 1)
+    path.write_bytes(gzip.compress(line + b"\n") + run * 50 + gzip.compress(line))
+    source = JsonlSource if document == "json" else functools.partial(TextSource, document="line")
+    corpora = [
+        ingest.run(
+            IngestConfig(
+                source((str(path),)),
+                "bytes",
+                str(tmp_path / f"corpus-{parts}"),
+                shards_per_file=parts,
+                max_lost_fraction=1.0,
+                workers=1,
+            )
+        )
+        for parts in (1, 3)
+    ]
+    for corpus in corpora:
+        counts = corpus.manifest.counts
+        assert counts["rows"] == 5_000_002 and counts["documents"] == 2
+        reason = "blank_line" if document == "json" else "empty"
+        assert counts["dropped"] == {reason: 5_000_000}
+        spaces = 5_000_000 if end == b" \n" else 0
+        assert counts["dropped_bytes"][reason] == spaces
 
 
 BOMB = """
