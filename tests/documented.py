@@ -16,6 +16,8 @@ VARIABLES = {
     "ZONE": "z",
     "BUCKET": "b",
     "size": "xl",
+    "PLACE": "bucket",
+    "PWD": ".",
 }
 
 

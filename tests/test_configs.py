@@ -11,6 +11,7 @@ import re
 import pytest
 
 import train
+import winnow
 from evaluation.__main__ import COMMANDS
 from pruning.cli import command, configuration
 from pruning.cli.main import STAGES
@@ -20,6 +21,7 @@ from tpu import launch
 
 FILES = documented.configs()
 DOCUMENTED = documented.documented()
+VIEWED = (["inspect"], ["status"], ["explain"])
 
 
 def test_commands_are_found():
@@ -38,7 +40,11 @@ def test_a_documented_command_is_read(file, line, monkeypatch):
     assert "..." not in line
     monkeypatch.chdir(documented.REPOSITORY)
     words = documented.words_of(line)
-    if words[1] == "-m":
+    if words[0] == "winnow":
+        program, arguments = program_of(words[1]), words[1:]
+        if words[1] in winnow._PROGRAMS:
+            arguments = arguments[1:]
+    elif words[1] == "-m":
         program, arguments = words[2], words[3:]
     else:
         program, arguments = words[1], words[2:]
@@ -47,12 +53,22 @@ def test_a_documented_command_is_read(file, line, monkeypatch):
     elif program == "tpu.launch":
         with contextlib.redirect_stdout(io.StringIO()):
             assert launch.main([word for word in arguments if word != "--yes"]) == 0
-    elif program in ("models", "pytest") or arguments[:1] in (["inspect"], ["status"], ["explain"]):
+    elif program in ("models", "pytest", "recipes") or arguments[:1] in VIEWED:
         pass  # no configuration
+    elif f'title="{program}"' in (documented.REPOSITORY / file).read_text():
+        pass  # the page shows it
     elif program.startswith(("benchmarks/", "tests/")):
         assert (documented.REPOSITORY / program).is_file()
     else:
         read(program, arguments)
+
+
+def program_of(command: str) -> str:
+    """Return the module or file that `winnow COMMAND` runs."""
+    if command in winnow._PROGRAMS:
+        module = winnow._MODULES.get(command, command)
+        return "train.py" if module == "train" else module
+    return "evaluation" if command in COMMANDS else "pruning"
 
 
 def read(program: str, arguments: list[str]) -> None:
@@ -65,7 +81,7 @@ def read(program: str, arguments: list[str]) -> None:
         module, default = importlib.import_module(entry.module), entry.recipe
     parser = argparse.ArgumentParser(allow_abbrev=False)
     configuration.add_arguments(parser)
-    for option in ("--only", "--runner", "--beam_pipeline_options", "--distributed"):
+    for option in ("--only", "--runner", "--beam_pipeline_options", "--distributed", "--until"):
         parser.add_argument(option)
     parser.add_argument("--dry_run", action="store_true")
     given, rest = parser.parse_known_args(arguments)
