@@ -39,12 +39,12 @@ STAGES: Mapping[str, StagePlan] = {
     "dsir": _stage(
         "dsir", {"DSIR.workers": 1}, TARGET="good", TARGET_WITHIN="target", WITHIN="pool"
     ),
-    "quality": _stage(
+    "classifier": _stage(
         "classifier", {"Classifier.workers": 1}, GOOD="good", GOOD_WITHIN="target", WITHIN="pool"
     ),
     "student": _stage("distill", {"Distill.workers": 1}, TEACHER="ask_llm", WITHIN="pool"),
-    # Its examples: Study.settings = {"web_quality": {"DATA": ...}}, see configs/score/quality.gin.
-    "web_quality": StagePlan(
+    # Its examples: Study.settings = {"quality": {"DATA": ...}}, see configs/score/quality.gin.
+    "quality": StagePlan(
         "quality", Recipe("configs/score/quality.gin", {"Quality.workers": 1}), {"WITHIN": "pool"}
     ),
 }
@@ -78,12 +78,14 @@ SCORERS: Mapping[str, ScorerPlan] = {
         (("twins", "column:twin_similarity", -1.0),),
     ),
     "dsir": ScorerPlan("DSIR", "log importance weight", (("dsir", "column:dsir_sum", 1.0),)),
-    "web_quality": ScorerPlan(
+    "quality": ScorerPlan(
         "Quality",
         "sum of standardized length, main text, edited language and educational value",
-        (("web_quality", "column:quality", 1.0),),
+        (("quality", "column:quality", 1.0),),
     ),
-    "quality": ScorerPlan("Classifier", "log-odds of good", (("quality", "column:quality", 1.0),)),
+    "classifier": ScorerPlan(
+        "Classifier", "log-odds of good", (("classifier", "column:quality", 1.0),)
+    ),
 }
 
 
@@ -167,9 +169,9 @@ SAMPLERS: Mapping[str, SamplerPlan] = {
     "classifier": _sampler(
         "Classifier",
         "classifier",
-        "quality",
+        "classifier",
         "The documents most like the good text, by a linear model over n-grams.",
-        SCORES="quality",
+        SCORES="classifier",
     ),
     "ask_llm": _sampler(
         "Ask-LLM",
@@ -191,7 +193,7 @@ SAMPLERS: Mapping[str, SamplerPlan] = {
         "The documents of the highest sum of length, main text, edited language and educational "
         "value (docs/quality.md).",
         Recipe("configs/select/top.gin", {"SCORE": "column:quality"}),
-        "web_quality",
-        {"SCORES": "web_quality"},
+        "quality",
+        {"SCORES": "quality"},
     ),
 }

@@ -31,6 +31,7 @@ from pruning.scores import score_set
 from pruning.scores.content import content_hashes
 from pruning.scores.distilled import ridge
 from pruning.scores.distilled.lessons import Lessons, agreement, beside
+from pruning.scores.fitted import fit_once
 from pruning.scores.score_set import Column
 from pruning.scores.space.embeddings import Embeddings, of_length_one
 from pruning.scores.space.same_model import require_same_model
@@ -132,8 +133,7 @@ def run(config: DistillEmbeddingConfig) -> Artifact:
         require_same_model(str(fitted.path), known, config.embeddings, model_of)
         content, summary = fitted.file(MODEL), {"fitted_by": fitted.digest}
     else:
-        student, summary = learn(config, corpus, embeddings, teacher)
-        content = student.to_bytes()
+        content, summary = fit_once(build, lambda: learn(config, corpus, embeddings, teacher))
     student = Layers.from_bytes(content)
     if (width := student.weights.shape[1]) != embeddings.width:
         raise ArtifactError(

@@ -32,6 +32,7 @@ from pruning.corpus.reader import Corpus
 from pruning.scores import score_set
 from pruning.scores.content import content_hashes
 from pruning.scores.distilled.lessons import HELD_OUT, Lessons, agreement, beside
+from pruning.scores.fitted import fit_once
 from pruning.scores.score_set import Column
 from pruning.scores.terms import CORPUS, Term
 from pruning.scores.text import linear, passes
@@ -134,9 +135,9 @@ def run(config: DistillConfig) -> Artifact:
     )
     if done := passes.finished(build):
         return done
-    student, summary = learn(config, texts.corpus, teacher)
-    build.write_file(MODEL, student.to_bytes())
-    passes.score(build, texts, student, COLUMNS, config.workers)
+    content, summary = fit_once(build, lambda: learn(config, texts.corpus, teacher))
+    build.write_file(MODEL, content)
+    passes.score(build, texts, NGramStudent.from_bytes(content), COLUMNS, config.workers)
     summary |= {"teacher": config.score, "vocabulary": texts.corpus.vocabulary.digest}
     scores = score_set.finish(build, "distilled", COLUMNS, summary)
     assert scores is not None  # this process had every shard

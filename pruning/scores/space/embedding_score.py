@@ -14,14 +14,11 @@ from typing import Protocol, runtime_checkable
 
 import jax
 
-from pruning.corpus.reader import load_corpus
-from pruning.scores import score_set
 from pruning.scores.score_set import Column
 from pruning.scores.space import passes
-from pruning.scores.space.embeddings import Embeddings, local_mesh
-from pruning.scores.workers import require_worker, worker_of
+from pruning.scores.workers import require_worker
 from pruning.store import late
-from pruning.store.artifact import Artifact, load_artifact
+from pruning.store.artifact import Artifact
 from pruning.store.manifest import config_of
 
 NAME = "EmbeddingScore"
@@ -83,16 +80,8 @@ def run(config: EmbeddingScoreConfig) -> Artifact | None:
       ArtifactError: corpus and embeddings do not belong together.
       ConfigurationChanged: the output holds work of other settings.
     """
-    worker, workers = worker_of(config.worker, config.workers)
-    corpus = load_corpus(config.corpus)
-    embeddings = Embeddings.open(config.embeddings, config.column, corpus.artifact)
-    score, columns = config.score, config.score.columns
+    score = config.score
     summary = {"score": config_of(score)}
-    identity = {**summary, "column": config.column}
-    inputs = {"embeddings": embeddings.artifact}
-    build = score_set.begin(config.output, identity, inputs, corpus, columns)
-    if build.finished:
-        return load_artifact(build.path, score_set.KIND)
-    mesh = local_mesh()
-    passes.score("score", build, corpus, embeddings, columns, score, mesh, worker, workers)
-    return score_set.finish(build, type(score).__name__, columns, summary)
+    return passes.Embedded.open(config).score(
+        type(score).__name__, score.columns, summary, {}, lambda: (score, summary)
+    )

@@ -28,16 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from pruning.corpus.reader import load_corpus
-from pruning.corpus.selection_reader import load_selection
-from pruning.scores import score_set
+from pruning.corpus.reader import Corpus, load_corpus
+from pruning.corpus.selection_reader import Selection, load_selection
 from pruning.scores.score_set import Column
 from pruning.scores.space import passes
-from pruning.scores.space.embeddings import Embeddings, local_mesh, of_length_one
+from pruning.scores.space.embeddings import Embeddings, of_length_one
 from pruning.scores.space.same_model import require_same_model
-from pruning.scores.workers import require_worker, worker_of
+from pruning.scores.workers import require_worker
 from pruning.store import late
-from pruning.store.artifact import Artifact, load_artifact
+from pruning.store.artifact import Artifact
 from pruning.store.manifest import ArtifactError
 
 NAME = "Towards"
@@ -96,9 +95,8 @@ def run(config: TowardsConfig) -> Artifact | None:
       ArtifactError: inputs do not belong together, or there are no targets or too many.
       ConfigurationChanged: the output holds work of other settings.
     """
-    worker, workers = worker_of(config.worker, config.workers)
-    corpus = load_corpus(config.corpus)
-    embeddings = Embeddings.open(config.embeddings, config.column, corpus.artifact)
+    embedded = passes.Embedded.open(config)
+    embeddings = embedded.embeddings
     targets = load_corpus(config.targets)
     target_embeddings = Embeddings.open(config.target_embeddings, config.column, targets.artifact)
     require_same_model(
@@ -113,38 +111,45 @@ def run(config: TowardsConfig) -> Artifact | None:
             f"{config.target_embeddings} of {target_embeddings.width}: embed both with one model."
         )
     within = None
-    inputs = {"embeddings": embeddings.artifact, "targets": target_embeddings.artifact}
+    inputs = {"targets": target_embeddings.artifact}
     if config.targets_within is not None:
         within = load_selection(config.targets_within, targets.artifact)
         inputs |= {"targets_within": within.artifact}
-    identity = {"column": config.column, "nearest": config.nearest}
-    build = score_set.begin(config.output, identity, inputs, corpus, COLUMNS)
-    if build.finished:
-        return load_artifact(build.path, score_set.KIND)
+
+    def prepare() -> tuple[Similarity, dict[str, int]]:
+        ids, vectors = targets_of(targets, target_embeddings, within)
+        return Similarity(ids, vectors, config.nearest), {"targets": len(ids)}
+
+    return embedded.score("towards", COLUMNS, {"nearest": config.nearest}, inputs, prepare)
+
+
+def targets_of(
+    corpus: Corpus, embeddings: Embeddings, within: Selection | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets' ids, int64 [targets], and vectors of length 1, float32 [targets, width].
+
+    Raises:
+      ArtifactError: there are none, or too many.
+    """
+    path = embeddings.artifact.path
     ids: list[np.ndarray] = []
     vectors: list[np.ndarray] = []
-    for shard in range(targets.num_shards):
-        known = targets.columns(shard, ["doc_id"])["doc_id"].to_numpy()
-        for rows, found in target_embeddings.stored(shard):
+    for shard in range(corpus.num_shards):
+        known = corpus.columns(shard, ["doc_id"])["doc_id"].to_numpy()
+        for rows, found in embeddings.stored(shard):
             chosen = np.ones(len(rows), bool)
             if within is not None:
                 chosen = within.mask(shard, len(known))[rows]
             ids.append(known[rows[chosen]])
-            vectors.append(of_length_one(found[chosen], ids[-1], f"{config.target_embeddings}:"))
+            vectors.append(of_length_one(found[chosen], ids[-1], f"{path}:"))
             if sum(map(len, ids)) > _MOST_TARGETS:
                 raise ArtifactError(
-                    f"{config.target_embeddings} has over {_MOST_TARGETS:,} targets: choose some "
-                    "with Towards.targets_within."
+                    f"{path} has over {_MOST_TARGETS:,} targets: choose some with "
+                    "Towards.targets_within."
                 )
-    count = sum(map(len, ids))
-    if not count:
-        raise ArtifactError(f"{config.target_embeddings} has no target with an embedding.")
-    similarity = Similarity(np.concatenate(ids), np.concatenate(vectors), config.nearest)
-    mesh = local_mesh()
-    passes.score(
-        "towards", build, corpus, embeddings, COLUMNS, similarity, mesh, worker, workers
-    )  # fmt: skip
-    return score_set.finish(build, "towards", COLUMNS, {"targets": count})
+    if not sum(map(len, ids)):
+        raise ArtifactError(f"{path} has no target with an embedding.")
+    return np.concatenate(ids), np.concatenate(vectors)
 
 
 class Similarity:

@@ -29,6 +29,7 @@ from scipy import optimize, special
 from pruning.corpus.layout import rows_of, shards_of
 from pruning.scores import score_set
 from pruning.scores.content import content_hashes
+from pruning.scores.fitted import fit_once
 from pruning.scores.intervals import auc
 from pruning.scores.score_set import Column
 from pruning.scores.text import linear, passes
@@ -138,9 +139,9 @@ def run(config: ClassifierConfig) -> Artifact:
     )
     if done := passes.finished(build):
         return done
-    quality, summary = train(config, texts, good, bad)
-    build.write_file(MODEL, quality.to_bytes())
-    passes.score(build, texts, quality, COLUMNS, config.workers)
+    content, summary = fit_once(build, lambda: train(config, texts, good, bad))
+    build.write_file(MODEL, content)
+    passes.score(build, texts, Quality.from_bytes(content), COLUMNS, config.workers)
     scores = score_set.finish(build, "classifier", COLUMNS, summary)
     assert scores is not None  # this process had every shard
     return scores

@@ -35,6 +35,7 @@ import pyarrow as pa
 from pruning.corpus.sources.jsonl import JsonlSource
 from pruning.scores import score_set
 from pruning.scores.content import content_hashes
+from pruning.scores.fitted import fit_once
 from pruning.scores.intervals import auc, spearman_interval
 from pruning.scores.score_set import Column
 from pruning.scores.text import examples, hashing, linear, main_text, passes
@@ -177,8 +178,7 @@ def run(config: QualityConfig) -> Artifact:
     if fitted is not None:
         content, summary = fitted.file(MODEL), {"fitted_by": fitted.digest}
     else:
-        learned, summary = learn(config)
-        content = learned.to_bytes()
+        content, summary = fit_once(build, lambda: learn(config))
     build.write_file(MODEL, content)
     passes.score(build, texts, Quality.from_bytes(content), COLUMNS, config.workers)
     scores = score_set.finish(build, "quality", COLUMNS, summary)

@@ -105,3 +105,24 @@ def test_settings_that_say_two_things_are_refused(tmp_path):
         DistillEmbeddingConfig("c", "e", "o", score="ask_llm")
     with pytest.raises(ValueError, match="remove teacher"):
         DistillEmbeddingConfig("c", "e", "o", teacher="t", model="m")
+
+
+def test_a_restart_scores_with_the_layers_of_its_first_shards(world, monkeypatch, column):
+    """An interrupted stage does not fit again, since a fit may differ in its last bits."""
+    path, _, _ = world
+    whole = column(embedding_student.run(config_of(path, "whole")), "student")
+    written = embedding_student.score_set.write
+
+    def stops(build, shard, *rest):
+        if shard == 1:
+            raise KeyboardInterrupt
+        written(build, shard, *rest)
+
+    monkeypatch.setattr(embedding_student.score_set, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        embedding_student.run(config_of(path, "resumed"))
+    monkeypatch.setattr(embedding_student.score_set, "write", written)
+    monkeypatch.setattr(embedding_student, "learn", None)
+    resumed = embedding_student.run(config_of(path, "resumed"))
+    np.testing.assert_array_equal(column(resumed, "student"), whole)
+    assert resumed.manifest.summary["examples"] == 498
