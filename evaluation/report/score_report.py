@@ -238,7 +238,7 @@ def term_of(name: str, value: str) -> Term:
 def describe(config: ScoreReportConfig, found: Found, table: Agreement) -> dict[str, Any]:
     """Return the report as JSON values."""
     place = {name: i for i, name in enumerate(table.names)}
-    members = histograms.groups(found.kept, found.source)
+    members = histograms.groups(found.kept, found.source, found.columns[LENGTH])
     compared = None
     if config.label is not None and config.label_from is not None:
         compared = {
@@ -263,6 +263,7 @@ def describe(config: ScoreReportConfig, found: Found, table: Agreement) -> dict[
                     "spearman": _number(table.spearman[i, j]),
                 },
                 "histogram": histograms.histogram(values, members),
+                "probability": _as_probability(value, values, members),
                 "deciles": deciles(
                     values, found.columns[LENGTH], found.doc_ids, config.examples, config.seed
                 ),
@@ -305,6 +306,18 @@ def describe(config: ScoreReportConfig, found: Found, table: Agreement) -> dict[
         "scores": scores,
         "inputs": {name: one.as_input() for name, one in found.inputs.items()},
     }
+
+
+def _as_probability(
+    value: str, values: np.ndarray, members: Mapping[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """Return the name and the histogram of the probability of a score; None if it has none."""
+    sign = -1.0 if value.startswith("-") else 1.0
+    probability = histograms.PROBABILITIES.get(value.removeprefix("-"))
+    if probability is None:
+        return None
+    found = histograms.histogram(probability.of(sign * values), members, (0.0, 1.0))
+    return {"name": probability.name, **found}
 
 
 def deciles(
@@ -409,9 +422,13 @@ def _interval(found: Mapping[str, float] | None) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _bars(counts: Sequence[int]) -> list[dict[str, float]]:
-    """Return bars of a histogram for a drawing of width and height 100: x, width, y, height."""
-    highest, width = max(max(counts, default=0), 1), 100 / max(len(counts), 1)
+def _bars(counts: Sequence[int], highest: int | None = None) -> list[dict[str, float]]:
+    """Return bars of a histogram for a drawing of width and height 100: x, width, y, height.
+
+    Args:
+      highest: the count of a bar of full height; None for that of the highest.
+    """
+    highest, width = highest or max(max(counts, default=0), 1), 100 / max(len(counts), 1)
     return [
         {
             "x": round(width * i, 3),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from evaluation.report import score_report
+from evaluation.report import histograms, score_report
 from evaluation.report.score_report import ScoreReportConfig, deciles
 from pruning.store.artifact import load_artifact
 from pruning.store.build import Build
@@ -235,3 +235,19 @@ def test_answers_of_judges_and_two_ways_to_rank(small_corpus, tmp_path):
     assert rankings["kendall"] == pytest.approx(stats.kendalltau(yes, yes / (yes + no)).statistic)
     assert rankings["mean_ratio"] == pytest.approx((yes / (yes + no)).mean(), rel=1e-5)
     assert "ratio P(yes) / (P(yes) + P(no))" in Path(page).read_text()
+
+
+def test_lengths_are_told_apart_and_logarithms_shown_as_probabilities():
+    n_tokens = np.array([5, 127, 128, 600, 9000])
+    groups = histograms.groups(None, None, n_tokens)
+    lengths = [mask for name, mask in groups.items() if name.startswith("length: ")]
+    np.testing.assert_array_equal(np.sum(lengths, axis=0), groups["all"])
+    assert groups["length: 0 to 127 tokens"].tolist() == [True, True, False, False, False]
+    probability = np.array([0.01, 0.2, 0.5, 0.99, np.nan])
+    of_yes = histograms.PROBABILITIES["ask_llm"].of(np.log(probability))
+    np.testing.assert_allclose(of_yes, probability)
+    odds = np.log(probability / (1 - probability))
+    np.testing.assert_allclose(histograms.PROBABILITIES["ask_llm_ratio"].of(odds), probability)
+    found = histograms.histogram(of_yes, groups, (0.0, 1.0))
+    assert (found["edges"][0], found["edges"][-1]) == (0.0, 1.0)
+    assert found["groups"][0]["documents"] == 4 == sum(found["groups"][0]["counts"])
