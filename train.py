@@ -69,10 +69,11 @@ import numpy as np
 import optax
 from etils import epath
 
-from models import losses, partitioning, terminal, weights
-from models.checkpoints import MODEL_FILE, Checkpoints, Retention, read_config, write_config
+from models import json_file, losses, partitioning, terminal, weights
+from models.checkpoints import DIRECTORY, MODEL_FILE, Checkpoints, Retention, write_config
 from models.compiler_options import compiler_options
-from models.config import DecoderConfig, T5Config, from_dict
+from models.config import DecoderConfig, T5Config
+from models.errors import reading
 from models.flops import peak_flops, training_flops
 from models.model import Model
 from models.optimizers import (
@@ -86,6 +87,7 @@ from models.optimizers import (
     state_axes,
 )
 from models.published import NAMED
+from models.weights import winnow
 from pruning.data import stream
 from pruning.data.examples import ExamplesConfig
 from pruning.data.seqio_data import SeqioConfig
@@ -498,9 +500,9 @@ class Claim:
         self.digest = digest_of(identity)
         self._new = not self._file.exists()
         if not self._new:
-            self._check(_read_json(self._file), identity, config.steps)
+            self._check(_read_config(self._file), identity, config.steps)
         result_file = self._run / "result.json"
-        result = _read_json(result_file) if result_file.exists() else None
+        result = _read_result(result_file) if result_file.exists() else None
         done = result is not None and result["steps"] == config.steps
         self.finished = result if done else None
 
@@ -528,15 +530,22 @@ class Claim:
                 (self._run / name).unlink(missing_ok=True)
 
 
-def _read_json(file: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{file} is damaged ({error}): delete it or give another output") from error
-    wanted = {"config.json": ("train", "identity"), "result.json": ("steps",)}[file.name]
-    if not isinstance(value, dict) or any(name not in value for name in wanted):
-        raise RunError(f"{file} was not written by train.py: give another output")
-    return value
+_REMEDY = "delete it or give another output"
+
+
+def _read_config(file: epath.Path) -> dict[str, Any]:
+    found = json_file.read_object(file, keys=("train", "identity"), mend=_REMEDY)
+    steps = found["train"].get("steps") if isinstance(found["train"], dict) else None
+    if not isinstance(steps, int) or not isinstance(found["identity"], dict):
+        raise RunError(f"{file} was not written by train.py: {_REMEDY}")
+    return found
+
+
+def _read_result(file: epath.Path) -> dict[str, Any]:
+    found = json_file.read_object(file, keys=("steps", "loss"), mend=_REMEDY)
+    if not isinstance(found["steps"], int):
+        raise RunError(f"{file} was not written by train.py: {_REMEDY}")
+    return found
 
 
 class Metrics:
@@ -550,6 +559,12 @@ class Metrics:
         self._path = epath.Path(config.output) / "metrics.jsonl"
         self._writes = jax.process_index() == 0
         self.lines = [line for line in _json_lines(self._path) if line["step"] <= step]
+        if step and self.last("train").get("step") != step:
+            raise RunError(
+                f"{self._path} has no line of step {step}, from which the run continues: copy the "
+                f"file again, or remove {self._path.parent / DIRECTORY / str(step)} to continue "
+                "from an earlier step"
+            )
         self._file: Any = None
         self._tensorboard: Any = None
         if self._writes:
@@ -605,13 +620,27 @@ def _json_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Return the complete lines of a file; a killed process may have left a partial last one."""
     if not path.exists():
         return []
-    try:
-        lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}): delete it or give another output") from error
-    if not all(isinstance(line, dict) and {"step", "kind"} <= line.keys() for line in lines):
-        raise RunError(f"{path} was not written by train.py: give another output")
+    with reading(path):
+        content = path.read_bytes()
+    lines = []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        place = f"{path}, line {number},"
+        lines.append(json_file.parse_object(line, place, "copy the file again"))
+        if not _is_line(lines[-1]):
+            raise RunError(f"{place} was not written by train.py: copy the file again")
     return lines
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    """Return whether a line of metrics has what a run reads when it continues."""
+    if not isinstance(line.get("step"), int) or not isinstance(line.get("kind"), str):
+        return False
+    if line["kind"] == "eval":
+        return isinstance(line.get("name"), str)
+    if line["kind"] != "train":
+        return True
+    totals = [line.get(name) for name in ("loss", "tokens", "target_tokens", "flops", "seconds")]
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in totals)
 
 
 def _tensorboard(run: epath.Path, step: int) -> Any:
@@ -794,7 +823,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         params = None
         shape: Any = NAMED[config.model] if isinstance(config.model, str) else config.model
         if checkpoints.steps() and (run / MODEL_FILE).exists():
-            shape = from_dict(read_config(run))
+            shape = winnow.read_config(run)
         elif config.initial_weights is not None:
             stacked = shape is None or shape.scan_layers
             if config.scan_layers is not None:

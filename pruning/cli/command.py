@@ -28,7 +28,7 @@ from pruning.cli import configuration, recipes
 from pruning.cli.places import storage_words
 from pruning.store import progress
 
-_OURS = ("__main__", "evaluation", "pruning", "models")  # packages whose errors say all
+_OURS = ("__main__", "train", "evaluation", "pruning", "models")  # packages whose errors say all
 
 
 class Command(NamedTuple):

@@ -36,6 +36,7 @@ from pipeline import content
 from pruning.cli.command import exit_status
 from pruning.selection.strategies import Threshold
 from pruning.store import digests
+from pruning.store.artifact import load_artifact
 from pruning.store.manifest import MANIFEST, code_revision
 
 _LONGEST = 300.0  # seconds that processes may take
@@ -382,12 +383,33 @@ def damaged_work(workshop: Workshop, rng: random.Random, name: str, kind: str) -
     outcome, words = ends(workshop, name)
     if outcome is Outcome.WRONG and before.items() >= workshop.differences(name).items():
         # A finished shard is not read again by the command that has made it, but by the next one.
-        stage = rng.choice(workshop.consumers[name])
-        if workshop.stages[stage].makes:
-            shutil.rmtree(workshop.root / stage)
-        outcome, words = ends(workshop, stage, repair=name)
+        if readers := workshop.consumers[name]:
+            stage = rng.choice(readers)
+            if workshop.stages[stage].makes:
+                shutil.rmtree(workshop.root / stage)
+            outcome, words = ends(workshop, stage, repair=name)
+        else:
+            outcome, words = _verified(workshop, name)
     what = f"{', '.join(str(f.relative_to(workshop.root)) for f in touched)}: {words}"
     return f"{kind} in unfinished work", name, outcome, what
+
+
+def _verified(workshop: Workshop, name: str) -> tuple[Outcome, str]:
+    """Verify an artifact that no stage reads, and repair it by the advice of each message."""
+    words: list[str] = []
+    while not workshop.is_whole(name):
+        found = run_here(lambda: load_artifact(workshop.root / name).verify())
+        if found.status is None or found.words.count("\n"):
+            return Outcome.TRACEBACK, found.words
+        if not found.status:
+            return Outcome.WRONG, "\n".join(words)
+        if found.words in words or not _follow(workshop.root, found.words):
+            return Outcome.UNREPAIRED, "\n".join([*words, found.words])
+        words.append(found.words)
+        outcome, more = ends(workshop, name, repairs=True)
+        if outcome not in (Outcome.IDENTICAL, Outcome.REPAIRED):
+            return outcome, "\n".join([*words, more])
+    return Outcome.REPAIRED, "\n".join(words)
 
 
 def killed(workshop: Workshop, rng: random.Random, name: str) -> Result:
@@ -586,5 +608,8 @@ def trial(
     """Make one trial, and restore what it has broken."""
     try:
         return make(workshop, rng, *case)
+    except Exception:
+        stage = str(case[0]) if case else "corpus"
+        return make.__name__, stage, Outcome.TRACEBACK, traceback.format_exc()
     finally:
         workshop.restore()
