@@ -18,6 +18,7 @@ import pytest
 
 import train
 from models import checkpoints, weights
+from models.errors import ModelError
 from models.model import Model
 from models.optimizers import Adafactor, AdamW, Constant, Muon
 from models.weights import huggingface
@@ -106,14 +107,6 @@ def test_a_corpus_of_a_larger_vocabulary_is_refused(tiny_run, reversals, tmp_pat
     assert train.train(tiny_run(tmp_path))["steps"] == 6
     with pytest.raises(ConfigurationChanged, match="another configuration:\n  seed: 0 -> 1"):
         train.train(tiny_run(tmp_path, seed=1))
-
-
-@pytest.mark.usefixtures("on_one_device")
-@pytest.mark.parametrize("content", ["", "{}", "null", "[1]", '{"identity": {}'])
-def test_a_damaged_configuration_is_refused_by_name(tiny_run, tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(train.RunError, match=r"config\.json (is damaged|was not written)"):
-        train.train(tiny_run(tmp_path))
 
 
 FULL = """
@@ -279,3 +272,58 @@ def test_three_steps_in_bfloat16_on_a_cpu():
         exact = found[name.replace("bfloat16", "float32")]
         np.testing.assert_allclose(curve, exact, rtol=0.01, err_msg=name)
         assert curve[2] < curve[0], name
+
+
+_ODD = [
+    "\n",
+    "{}\n",
+    "[]\n",
+    "null\n",
+    "7\n",
+    "\0\n",
+    "[" * 100_000 + "\n",
+    '{"a":' * 50_000 + "\n",
+]
+_ODD_FILES = {
+    "config.json": [
+        '{"identity": {}',
+        '{"train": 7, "identity": {}}',
+        '{"train": {"steps": "x"}, "identity": {}}',
+    ],
+    "result.json": ['{"steps": null, "loss": 1}', '{"steps": 6}'],
+    "metrics.jsonl": [
+        '{"step": null, "kind": "train"}\n',
+        '{"step": 6, "kind": 7}\n',
+        '{"step": 6, "kind": "eval"}\n',
+        '{"step": 6, "kind": "train", "loss": 1}\n',
+        '{"step": 6, "kind": "train", "loss": 1, "tokens": "x", "target_tokens": 1, "flops": 1, '
+        '"seconds": 1}\n',
+        '{"step": 6, "kind": "train", "loss": 1, "tokens": 1e999, "target_tokens": 1, "flops": 1, '
+        '"seconds": 1}\n',
+    ],
+}
+
+
+@pytest.mark.parametrize("name", _ODD_FILES)
+def test_damaged_files_of_a_run_are_refused_in_one_line_that_names_them(tiny_run, tmp_path, name):
+    config = tiny_run(tmp_path)
+    for content in [*_ODD, *_ODD_FILES[name], None]:
+        file = tmp_path / name
+        if content is None:
+            file.unlink()
+            file.mkdir()
+        else:
+            file.write_text(content)
+        with pytest.raises((train.RunError, ModelError)) as raised:
+            if name == "metrics.jsonl":
+                train.Metrics(config, 6)
+            else:
+                train.Claim(config, {})
+        message = str(raised.value)
+        assert str(file) in message and "\n" not in message
+        assert any(word in message for word in ("delete", "copy", "remove"))
+
+
+def test_a_run_without_its_metrics_says_which_checkpoint_to_remove(tiny_run, tmp_path):
+    with pytest.raises(train.RunError, match=r"no line of step 6.*remove .*checkpoints/6 "):
+        train.Metrics(tiny_run(tmp_path), 6)
