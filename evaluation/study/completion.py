@@ -63,7 +63,9 @@ def completed(config: StudyConfig) -> CompleteStudy:
         for name, item in config.evaluations.items()
     }
     stages = _stages(config, samplers, scorers, evaluations)
-    unknown = config.settings.keys() - stages.keys() - samplers.keys()
+    # Settings of a known name that this study has no use for are harmless: recipes set several.
+    known = stages.keys() | samplers.keys() | named.STAGES.keys() | named.SAMPLERS.keys()
+    unknown = config.settings.keys() - known
     if unknown:
         name = min(unknown)
         raise EvaluationError(

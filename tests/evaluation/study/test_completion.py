@@ -52,6 +52,14 @@ def test_the_shipped_study_of_your_own_is_short():
             configuration.build(module.NAME, module.CONFIGURABLES, files, bindings)
 
 
+def test_settings_of_what_a_study_does_not_use_are_ignored_and_unknown_names_refused():
+    """configs/study.gin sets the likelihood's; a study of Ask-LLM alone has none."""
+    found = completed(named_study("random", settings={"likelihood": {"WINDOW": 64}}))
+    assert "likelihood" not in found.stages
+    with pytest.raises(EvaluationError, match="likelihod"):
+        completed(named_study("random", settings={"likelihod": {"WINDOW": 64}}))
+
+
 def test_settings_of_a_stage_and_a_sampler_of_one_name_go_where_they_are_taken():
     wanted = {"MAX_TOKENS": 165, "Score.fsdp": 2, "SCORE": "ask_llm_ratio", "Select.seed": 3}
     found = completed(named_study("ask_llm", settings={"ask_llm": wanted}))
