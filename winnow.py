@@ -44,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in mains:
         return mains[name](arguments)
     if name == "recipes":
+        if {"-h", "--help"} & set(arguments):
+            say(
+                "usage: winnow recipes [COMMAND]\n\n"
+                "List the configurations: command, name and summary of each."
+            )
+            return 0
         return exit_status(lambda: _list_recipes(*arguments[1:2]))
     if name in _MODULES:
         return _run_module(_MODULES[name], arguments[1:])

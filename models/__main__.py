@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("jax", "absl", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    read = options.source if options.command == "convert" else options.model
+    terminal.say(f"reading {read} ...", error=True)  # the imports alone can take seconds
     try:
         if options.command == "convert":
             _convert(options)

@@ -11,12 +11,15 @@ sample_data.py     documents that can be browsed, as data for page.js
 page.py            the page of a study
 score_report.py    the page of `evaluation scores`
 run_page.py        the page of a training run
+selection_report.py  the page of `evaluation selections`; overlap.py, overlap_picture.py
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+
+from pruning.store import progress
 
 NAME = "Report"
 
@@ -51,10 +54,11 @@ def run(config: ReportConfig) -> list[str]:
     of = config.study or config.run
     assert of is not None
     output = Path(config.output) if config.output else Path(of) / "report"
-    if config.run is not None:
-        from evaluation.report import run_page
+    with progress.Phase(f"report: reading {of}"):
+        if config.run is not None:
+            from evaluation.report import run_page
 
-        return [str(run_page.write(Path(config.run), output))]
-    from evaluation.report import page, reading
+            return [str(run_page.write(Path(config.run), output))]
+        from evaluation.report import page, reading
 
-    return [str(page.write(reading.read(of, config.documents), output))]
+        return [str(page.write(reading.read(of, config.documents), output))]
