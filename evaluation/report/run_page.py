@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ import numpy as np
 
 from evaluation.report import charts, document_text
 from evaluation.report.charts import INK, Chart
+from models.errors import ModelError, reading
 from pruning.store.atomic import write_text
 from pruning.store.manifest import ArtifactError
 
 _HERE = Path(__file__).parent
+_NUMBERS = {"train": ("step", "loss", "tokens"), "eval": ("step", "loss"), "event": ("step",)}
 _SMOOTHED = 20  # windows of logged steps in which the training loss is averaged
 _COLORS = ("#2f7fc4", "#cf6a1a", "#1f9a78", "#c2417c", "#8a63c9")
 
@@ -53,18 +56,40 @@ def read(run: Path) -> Metrics:
     if not file.exists():
         raise ArtifactError(f"{run} holds no training run: it has no {file.name}.")
     try:  # a killed process may have left a partial last line
-        lines = [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+        with reading(file):
+            content = file.read_text()
+        lines = [json.loads(line) for line in content.split("\n")[:-1]]
         by_kind: dict[str, list[dict]] = {"train": [], "eval": [], "event": []}
         for line in lines:
-            by_kind[line["kind"]].append(line)
+            by_kind[line["kind"]].append(_checked(line))
         names = dict.fromkeys(line["name"] for line in by_kind["eval"])
         evaluations = {
             name: _columns([line for line in by_kind["eval"] if line["name"] == name])
             for name in names
         }
         return Metrics(_columns(by_kind["train"]), evaluations, by_kind["event"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{file} is damaged ({error}).") from error
+    except ModelError:
+        raise
+    except KeyError as error:
+        raise ArtifactError(f"{file} is damaged: a line has no {error}. Copy it again.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{file} is damaged ({error}). Copy it again.") from error
+
+
+def _checked(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line that has what the page shows.
+
+    Raises:
+      KeyError, ValueError: it does not.
+    """
+    kind = line["kind"]
+    for name in _NUMBERS[kind]:
+        value = line[name]
+        if not isinstance(value, int | float) or (name != "loss" and not math.isfinite(value)):
+            raise ValueError(f"{name} is {value!r:.40}")
+    if kind == "eval" and not isinstance(line["name"], str):
+        raise ValueError(f"name is {line['name']!r:.40}")
+    return line
 
 
 def write(run: Path, output: Path) -> Path:

@@ -70,6 +70,7 @@ class SelectionReportConfig:
             raise ValueError(f"selections are 1 to {overlap.MOST}, not {len(self.selections)}.")
         if min(self.groups, self.combinations) < 1:
             raise ValueError("groups and combinations must be at least 1.")
+        self.named()
 
     def named(self) -> dict[str, str]:
         """Return name -> directory; without names, as many last parts as tell them apart."""

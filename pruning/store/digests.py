@@ -71,12 +71,18 @@ class Digests:
 
     def wanted(self, groups: Sequence[int], columns: Sequence[str] | None) -> list[int]:
         """Return the blocks of some columns (None: all) of some row groups, ascending."""
-        names = self.columns
-        of = [i for i in range(len(names)) if columns is None or names[i] in columns]
+        of = [i for i, name in enumerate(self.columns) if columns is None or name in columns]
         blocks: set[int] = set()
-        for first, last in self.chunks[np.ix_(groups, of)].reshape(-1, 2).tolist():
-            blocks.update(range(first, last))
+        for group in groups:
+            bounds = self._bounds[group]
+            for chunk in of:
+                blocks.update(range(*bounds[chunk]))
         return sorted(blocks)
+
+    @functools.cached_property
+    def _bounds(self) -> list[list[list[int]]]:
+        """The chunks as lists: single look-ups in arrays take 10 times as long."""
+        return self.chunks.tolist()
 
     def check(self, blocks: Iterable[int], content: memoryview, offset: int = 0) -> None:
         """Raise ArtifactError unless these blocks match their digests.

@@ -44,9 +44,20 @@ def test_the_page_tells_what_the_metrics_hold(run):
 def test_what_is_no_run_is_refused(run, tmp_path):
     with pytest.raises(ArtifactError, match="holds no training run"):
         run_page.read(tmp_path / "nothing")
-    (run / "metrics.jsonl").write_text("[]\n")
-    with pytest.raises(ArtifactError, match="is damaged"):
-        run_page.read(run)
+    for line in (
+        "[]",
+        "null",
+        '{"step": 1, "kind": 7}',
+        '{"step": 1, "kind": "train", "loss": 1.0}',
+        '{"step": "x", "kind": "train", "loss": 1.0, "tokens": 1}',
+        '{"step": 1, "kind": "train", "loss": 1.0, "tokens": 1e999}',
+        '{"step": 1, "kind": "eval", "loss": 1.0}',
+        '{"step": 1, "kind": "eval", "name": 7, "loss": 1.0}',
+        '{"step": 1, "kind": "event", "step": []}',
+    ):
+        (run / "metrics.jsonl").write_text(f"{line}\n")
+        with pytest.raises(ArtifactError, match=r"is damaged.*Copy it again"):
+            run_page.read(run)
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(ArtifactError, match="no logged steps yet"):
         run_page.write(run, run / "report")
