@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -228,6 +229,37 @@ class JsonTokenizer:
         return tokenizer
 
     @functools.cached_property
+    def _with_renamed(self) -> tuple[Any, dict[str, str]]:
+        """A copy whose special tokens have names that no document can spell, and these names."""
+        import tokenizers
+
+        content = json.loads(self.content)
+        key = secrets.token_hex(16)  # ids do not depend on it
+        names: dict[str, str] = {}
+        for token in content["added_tokens"]:
+            if token["special"] and not _BYTE.fullmatch(token["content"]):
+                names[token["content"]] = token["content"] = f"{key}{token['id']}x"
+        model = content["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+        else:  # Unigram
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+        if "merges" in model:
+            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+            model["merges"] = [
+                pair for pair in pairs if names.keys().isdisjoint([*pair, "".join(pair)])
+            ]
+        content["post_processor"] = None
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for token, name in names.items():
+            assert tokenizer.token_to_id(name) == self._id(token), token
+        return tokenizer, names
+
+    @functools.cached_property
     def size(self) -> int:
         """Highest id plus one, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -325,6 +357,19 @@ class JsonTokenizer:
         """Return the result of `encode_template` for many texts, encoded on all cores."""
         found = self._with_special.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
+
+    def rename_special(self, text: str) -> str:
+        """Return trusted text with the special tokens' names of `encode_renamed`."""
+        names = self._with_renamed[1]
+        if not names:
+            return text
+        longest_first = sorted(names, key=len, reverse=True)
+        found = re.compile("|".join(map(re.escape, longest_first)))
+        return found.sub(lambda match: names[match.group()], text)
+
+    def encode_renamed(self, text: str) -> list[int]:
+        """Return the ids of a text in which only the names of `rename_special` are special."""
+        return self._with_renamed[0].encode(text, add_special_tokens=False).ids
 
     @functools.cached_property
     def _added(self) -> dict[int, str]:

@@ -35,7 +35,7 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
     ),
     "mistral": (
-        "{{ bos_token }}{% for m in messages %}{{ ' [INST] ' + m['content'] + ' [/INST]' }}"
+        "{{ bos_token }}{% for m in messages %}{{ '[INST]' + m['content'] + '[/INST]' }}"
         "{% endfor %}"
     ),
     "phi": (
@@ -112,6 +112,9 @@ def save(style: str, directory: Path, texts: Iterable[str], size: int = 1200) ->
             vocab_size=size + 256, special_tokens=[*special, *bytes_], show_progress=False
         )
     tokenizer.train_from_iterator(texts, trainer)
+    if style == "phi":  # they take the white space after them
+        further = [tokenizers.AddedToken(name, rstrip=True) for name in _FURTHER[style]]
+        tokenizer.add_special_tokens(further)
     if style in ("llama3", "gemma", "mistral"):
         bos = SPECIAL[style]["bos"]
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -5,9 +5,10 @@
 Choices
 - Byte-level BPE joins a line's end with the preceding text, so the ids of a whole prompt are not
   those of its pieces. The whole text is encoded, once per question, in threads of the library.
-- Documents are plain text. If a document spells out a special token, the part between the
-  template's own special tokens is encoded with special tokens treated as text. All other documents
-  are encoded in one piece, exactly as in transformers.
+- Documents are plain text. Around a document that spells out a special token, the special tokens
+  of template and question get other names, which a copy of the tokenizer knows. Every prompt is
+  encoded in one piece, because a special token may take the white space after it (Phi-3), and a
+  text's first piece may differ from the same piece elsewhere (Mistral, Llama 2).
 - Truncation of long documents, and several questions about one, are in text_questions.py.
 """
 
@@ -101,21 +102,8 @@ class TextPrompt:
 
     def _guarded(self, document: str) -> list[int]:
         """Return the ids of a prompt around a document that spells out a special token."""
-        before, head = _after_last(self.frame.before, self.tokenizer.special_tokens())
-        tail, after = _before_first(self.frame.after, self.tokenizer.special_tokens())
-        plain = self.tokenizer.encode(head + self._message(document) + tail)
-        trusted = self.tokenizer.encode_template
-        return [*trusted(before), *plain, *trusted(after)]
-
-
-def _after_last(text: str, tokens: Sequence[str]) -> tuple[str, str]:
-    """Split a text after the last of some tokens."""
-    ends = [text.rfind(token) + len(token) for token in tokens if token in text]
-    cut = max(ends, default=0)
-    return text[:cut], text[cut:]
-
-
-def _before_first(text: str, tokens: Sequence[str]) -> tuple[str, str]:
-    """Split a text before the first of some tokens."""
-    cut = min((text.find(token) for token in tokens if token in text), default=len(text))
-    return text[:cut], text[cut:]
+        rename = self.tokenizer.rename_special
+        before, after = map(rename, self.question.split(_SLOT))
+        message = self.frame.message(before + document + after)
+        text = rename(self.frame.before) + message + rename(self.frame.after)
+        return self.tokenizer.encode_renamed(text)

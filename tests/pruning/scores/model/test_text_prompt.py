@@ -50,6 +50,25 @@ def test_a_document_cannot_end_its_turn(style, tokenizer_of):
     assert len(attacked) > len(plain) + len(special)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_the_ids_around_a_document_do_not_depend_on_it(style, tokenizer_of):
+    """Also where special tokens take white space (Phi-3), or a text's first piece is special."""
+    prompt = prompt_of(tokenizer_of(style))
+    plain, begins, ends = prompt.encode(["A b c", "Z b c", "A b Z"])
+    before = _common(plain, begins)
+    after = _common(plain[::-1], ends[::-1])
+    assert before and after
+    for token in prompt.tokenizer.special_tokens():
+        [ids] = prompt.encode([f"A {token} \n c"])
+        assert ids[:before] == plain[:before]
+        assert ids[-after:] == plain[-after:]
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """Return the length of the common beginning of two lists that differ."""
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+
+
 def test_long_documents_lose_their_end_and_the_question_stays(tokenizer_of, english_texts):
     prompt = prompt_of(tokenizer_of("qwen"))
     room = len(prompt) + 20
