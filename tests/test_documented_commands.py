@@ -37,6 +37,7 @@ ELSEWHERE = {
     "python tests/": "takes as long as one likes",
     "python benchmarks/": "prepares or measures, for minutes",
     "python -m pruning status --serve": "serves; tests/pruning/cli/test_status_page.py",
+    "winnow status --serve": "the same",
     "python -m tpu.compile": "takes minutes and a compiler; tests/tpu/test_compile.py",
     "python -m tpu.launch": "printed by tests/test_configs.py; needs a cluster to run",
     "winnow launch": "likewise",

@@ -96,6 +96,7 @@ def test_stages_run_away_from_a_clone(installed, elsewhere):
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert (elsewhere / "run" / "result.json").exists()
+    assert (installed / "pruning" / "cli" / "status_page.css").is_file()
 
 
 def test_programs_of_tpu_run_away_from_a_clone(installed, elsewhere):
