@@ -928,8 +928,8 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                 with meter.pause():
                     found = evaluate(state.params, step) if evaluates else None
                     if saves:
+                        metrics.checkpointed()  # first: a run continues where both are
                         checkpoints.save(step, state.params, state.opt_state, found)
-                        metrics.checkpointed()
                 if stopped:
                     break
         checkpoints.wait()
