@@ -93,6 +93,11 @@ def _strings(items: Sequence[Any], first: int) -> list[str]:
     for place, text in enumerate(strings, first):
         if not isinstance(text, str):
             raise TypeError(f"text {place} is of type {type(text).__name__}, not a string.")
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise TypeError(f"text {place} holds half a surrogate pair: it is not valid Unicode.")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise TypeError(
+                    f"text {place} holds half a surrogate pair: it is not valid Unicode."
+                ) from error
     return strings
