@@ -76,7 +76,10 @@ class Vocabulary:
         try:
             default = vocabulary._default_extra_ids()
         except Exception as error:
-            raise VocabularyError(f"{path} is not a SentencePiece model ({error}).") from error
+            raise VocabularyError(
+                f"{path} is not a SentencePiece model ({error}): copy or download it again, or "
+                "name another file."
+            ) from error
         return dataclasses.replace(
             vocabulary, extra_ids=default if extra_ids is None else extra_ids
         )

@@ -118,6 +118,11 @@ def test_names_are_the_parts_that_differ(capsys, tmp_path):
     assert "error:" in capsys.readouterr().err
 
 
+def test_a_directory_given_twice_is_refused_where_it_is_set():
+    with pytest.raises(ValueError, match="given twice"):
+        SelectionReportConfig(corpus="corpus", selections=("a/b", "a/b"), output="output")
+
+
 def test_chance_is_the_overlap_of_independent_selections():
     rng = np.random.default_rng(0)
     masks = [rng.uniform(size=200_000) < share for share in (0.2, 0.5)]
