@@ -11,6 +11,7 @@ import pytest
 
 from evaluation.study.scheduler import Scheduler, StageFailed
 from evaluation.study.stages import Stage, StageDirectory, StudyError
+from pruning.store import watch
 
 # Waits, then writes what it has read: the result tells whether the inputs were there.
 WORK = """
@@ -106,6 +107,29 @@ def test_success_without_a_result_is_a_failure(tmp_path):
     stage = Stage("empty", ("true",), str(tmp_path / "nothing"))
     with pytest.raises(StageFailed, match=r"left no .*nothing"):
         Scheduler([stage], StageDirectory(tmp_path / "s")).run(say=lambda line: None)
+
+
+def test_the_live_page_tells_states_of_stages(tmp_path):
+    """As `status --serve` reads them, from the directory alone."""
+    good, records = work(tmp_path, "a"), StageDirectory(tmp_path / "stages")
+    fails = "import pathlib; pathlib.Path('{0}').exists() or exit('no <model>'); open('{1}', 'w')"
+    program = fails.format(tmp_path / "model", tmp_path / "bad.txt")
+    bad = Stage("train/bad", ("python", "-c", program), str(tmp_path / "bad.txt"))
+    stages = [good, bad, work(tmp_path, "z", "a", cost=3)]
+
+    def states() -> dict[str, str]:
+        study = next(item for item in watch.find(tmp_path) if isinstance(item, watch.Study))
+        assert ("no <model>" in study.stages[1].message) == (study.stages[1].state == "failed")
+        return {stage.name: stage.state for stage in study.stages}
+
+    records.write_list(stages, 1)
+    assert set(states().values()) == {"waiting"}
+    with pytest.raises(StageFailed):
+        Scheduler([good, bad], records).run(say=lambda line: None)
+    assert states() == {"a": "finished", "train/bad": "failed", "z": "waiting"}
+    (tmp_path / "model").touch()
+    Scheduler(stages, records).run(say=lambda line: None)
+    assert set(states().values()) == {"finished"}
 
 
 def test_a_stage_that_was_stopped_from_outside_is_started_again(tmp_path):
