@@ -43,6 +43,8 @@ ELSEWHERE = {
     "winnow launch": "likewise",
     "winnow publish": "needs the hub; tests/pruning/data/test_publish.py",
     "python -m evaluation study --gin_file=configs/evaluate/study_real.gin": "45 CPU minutes",
+    "python -m evaluation study --gin_file=configs/evaluate/study_scores.gin": "needs published "
+    "scores; tests/evaluation/study/test_plan.py",
     "python -m evaluation report --gin.Report.study": "make demo",
     "python -m pruning combine": "needs labels; tests/pruning/scores/distilled",
     "python -m pruning text_score --gin_file=configs/score/kenlm.gin": "needs a model; "

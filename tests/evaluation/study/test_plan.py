@@ -180,3 +180,21 @@ def test_a_decoder_only_judge_reads_by_its_own_tokenizer(tmp_path):
     assert "vocabulary" in stages
     assert not {"examples/judge_examples", "model/judge"} & set(stages)
     assert f"--gin.MODEL={judge}" in stages["score/ask_llm"].argv
+
+
+def test_published_scores_are_planned_as_stages_and_samplers():
+    """Scores of every origin reach their samplers; that of the corpus needs no stage."""
+    planned = plan(build(file=str(CONFIGS / "evaluate" / "study_scores.gin")))
+    arguments = {stage.name: " ".join(stage.argv) for stage in planned.stages}
+    column = arguments["select/column-20-seed0"]
+    assert "--gin.SCORES=None" in column and "corpus:score" in column
+    read = {
+        "quality": ("SCORES=runs/test/made/quality",),
+        "published": ("SCORES=runs/test/made/published",),
+        "combined": ("SCORES=runs/test/made/combined",),
+        "buckets": ("FIRST=runs/test/made/quality", "SECOND=runs/test/made/published"),
+    }
+    for sampler, sets in read.items():
+        assert all(f"--gin.{one}" in arguments[f"select/{sampler}-20-seed0"] for one in sets)
+    # The score of docs/quality.md, not the classifier of good text.
+    assert "pruning quality" in arguments["quality/quality"]
