@@ -55,7 +55,6 @@ class Stream(enum.IntEnum):
     # Scores from text, and students
     CLASSIFIER_SAMPLE = 34
     CLASSIFIER_HELD_OUT = 35
-    STUDENT_HELD_OUT = 36
     STUDENT_SAMPLE = 37
     STUDENT_PENALTY = 38
     COMBINE_HELD_OUT = 44

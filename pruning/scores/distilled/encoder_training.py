@@ -25,7 +25,8 @@ from models.config import Head, HeadLayer, ModelConfig, T5Config
 from models.model import Model
 from models.optimizers import WarmupLinear
 from models.packing import Side
-from pruning.scores.distilled.ridge import HELD_OUT, Sums
+from pruning.scores.distilled.lessons import HELD_OUT
+from pruning.scores.distilled.ridge import Sums
 from pruning.store import progress, randomness
 from pruning.store.randomness import Stream
 

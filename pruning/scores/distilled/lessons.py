@@ -18,7 +18,7 @@ from pruning.store.artifact import Artifact, require_same_documents
 from pruning.store.manifest import ArtifactError
 from pruning.store.randomness import Stream
 
-HELD_OUT = 0.1
+HELD_OUT = 0.1  # of the examples, on which the penalty is chosen
 
 _BEST = 0.1
 
@@ -30,14 +30,12 @@ class Lessons:
     Attributes:
       rows: int64, ascending, for every shard.
       targets: float64 [documents].
-      held_out: bool [documents], excluded from training.
       ids: int64 [documents].
       tokens: largest number of tokens that the teacher read of a document; None where it read all.
     """
 
     rows: list[np.ndarray]
     targets: np.ndarray
-    held_out: np.ndarray
     ids: np.ndarray
     tokens: int | None
 
@@ -77,9 +75,8 @@ class Lessons:
             )
         ids = np.concatenate([doc_ids(shard, r) for shard, r in enumerate(rows)])
         targets = np.concatenate([of_shard(shard)[r] for shard, r in enumerate(rows) if len(r)])
-        held_out = randomness.uniform(Stream.STUDENT_HELD_OUT, seed, ids) < HELD_OUT
         tokens = None if teacher is None else tokens_read(corpus, teacher)
-        return cls(rows, targets, held_out, ids, tokens)
+        return cls(rows, targets, ids, tokens)
 
 
 def tokens_read(corpus: Corpus, teacher: Artifact) -> int | None:

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pruning.scores.distilled.lessons import HELD_OUT
 from pruning.scores.text.folds import Folds
 from pruning.store import randomness
 from pruning.store.randomness import Stream
-
-HELD_OUT = 0.1  # of the examples, on which the penalty is chosen
 
 _BLOCK = 4096  # vectors at a time
 
