@@ -168,15 +168,16 @@ def test_an_evaluation_set_must_come_from_somewhere():
     assert study.EvaluationPlan("news", "by hand", recipe=Recipe("a.gin")).split is None
 
 
-def test_a_decoder_only_judge_reads_by_its_own_tokenizer(tmp_path):
+@pytest.mark.parametrize("file", [QUICKSTART, REAL, "configs/study.gin"])
+def test_a_decoder_only_judge_reads_by_its_own_tokenizer(file, tmp_path):
     """One setting: the study keeps its vocabulary, and nothing is fine-tuned."""
     judge = tmp_path / "qwen"
     judge.mkdir()
     (judge / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="no tokenizer beside its weights"):
-        plan(build(f"JUDGE = '{judge}'"))
+        plan(build(f"JUDGE = '{judge}'", file=file))
     (judge / "tokenizer.json").write_text("{}")
-    stages = {stage.name: stage for stage in plan(build(f"JUDGE = '{judge}'")).stages}
+    stages = {stage.name: stage for stage in plan(build(f"JUDGE = '{judge}'", file=file)).stages}
     assert "vocabulary" in stages
     assert not {"examples/judge_examples", "model/judge"} & set(stages)
     assert f"--gin.MODEL={judge}" in stages["score/ask_llm"].argv
