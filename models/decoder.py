@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -154,22 +155,96 @@ class DecoderLayer(nnx.Module):
         return x.astype(self.post_mlp_layer_norm.dtype)
 
 
-class Decoder(Stack):
+class Layers(Stack):
+    """Layers of a `DecoderConfig`, each run with the plan and the rotation of its kind."""
+
+    def __init__(self, config: DecoderConfig, layer: Callable[[Any], nnx.Module] = DecoderLayer):
+        self.config = config
+        self.add_layers(
+            lambda: layer(config), config.num_layers, scan=config.scan_layers, remat=config.remat
+        )
+
+    def __call__(
+        self, x: jax.Array, plans: Any, rotations: Any, *sources: Any, dropout_key: Key = None
+    ) -> jax.Array:
+        """Map embedded tokens [batch, length, d_model] to states of the same shape.
+
+        Args:
+          plans, rotations: see `plans_of` and `rotations_of`.
+          sources: further arguments of every layer.
+        """
+        config = self.config
+        keys = split_key(dropout_key, config.num_layers + 1)
+        x = constrain(dropout(x, config.dropout_rate, keys[0]), _RESIDUAL)
+
+        def through(layer: Any, x: jax.Array, given: Any) -> tuple[jax.Array, None]:
+            is_main, key = given
+            plan, rotation = choose(is_main, plans), choose(is_main, rotations)
+            return layer(x, plan, rotation, *sources, dropout_key=key), None
+
+        layer_keys = None if dropout_key is None else keys[1:]
+        return self.over_layers(through, x, (main_layers(config), layer_keys))[0]
+
+    def step(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        distance: jax.Array,
+        cache: KeyValues,
+        slot: int | jax.Array,
+        *sources: Any,
+        of_layers: Any = (),
+    ) -> tuple[jax.Array, KeyValues]:
+        """Run new tokens [rows, n, d_model] through the layers and write them to the cache.
+
+        Args:
+          positions: [rows, n], of the tokens in their texts.
+          mask: bool, broadcastable to [rows, 1, n, slots]: which slots a token sees.
+          distance: of the same shape: from a slot's token to the new token.
+          cache, slot: see `Attention.step`; all layers' cache.
+          sources: further arguments of every layer.
+          of_layers: a tuple of further arguments with a leading [layers] dimension.
+        """
+        config = self.config
+        everything = masked_plan(mask)
+        plans = everything, everything
+        if config.window is not None:
+            plans = everything, masked_plan(mask & (distance < config.window))
+        rotations = rotations_of(config, positions)
+
+        def through(layer: Any, x: jax.Array, given: Any) -> tuple[jax.Array, KeyValues]:
+            is_main, old, own = given
+            plan, rotation = choose(is_main, plans), choose(is_main, rotations)
+            return layer.step(x, plan, old, slot, rotation, *sources, *own)
+
+        x, new = self.over_layers(through, x, (main_layers(config), cache, of_layers))
+        return x, cache.written_everywhere(new, slot)
+
+
+class Decoder(Layers):
     """The layers, the last norm and, when untied, the logits."""
 
-    def __init__(self, config: DecoderConfig):
-        self.add_layers(
-            lambda: DecoderLayer(config),
-            config.num_layers,
-            scan=config.scan_layers,
-            remat=config.remat,
-        )
+    def __init__(self, config: DecoderConfig, layer: Callable[[Any], nnx.Module] = DecoderLayer):
+        super().__init__(config, layer)
         self.decoder_norm = norm_of(config)
         if not config.tie_embeddings and not config.head:
             init = jax.nn.initializers.normal(config.initializer_range)
             self.logits_dense = Linear(
                 config.d_model, config.vocab_size, ("embed", "vocab"), init=init
             )
+
+    def output_head(self, table: Embedding) -> OutputHead:
+        """Return the map from states to logits, given the embeddings that may be its kernel."""
+        tied = self.config.tie_embeddings
+        kernel = table.embedding[...].T if tied else self.logits_dense.kernel[...]
+        return OutputHead(kernel, self.config.logit_scale, self.config.logit_softcap)
+
+    def empty_cache(self, rows: int, slots: int) -> KeyValues:
+        """Return a cache of all layers: [layers, rows, slots, kv_heads, head_dim] each."""
+        config = self.config
+        shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
+        return KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
 
 class DecoderLM(LanguageModel):
@@ -216,17 +291,8 @@ class DecoderLM(LanguageModel):
         branches = None if reach is None else Branches.of(reach, positions)
         plans = plans_of(config, segment_ids, branches, training=dropout_key is not None)
         rotations = rotations_of(config, positions)
-        keys = split_key(dropout_key, config.num_layers + 1)
-        x = dropout(self._embed(tokens, positions), config.dropout_rate, keys[0])
-        x = constrain(x, _RESIDUAL)
-
-        def through(layer: DecoderLayer, x: jax.Array, given: Any) -> tuple[jax.Array, None]:
-            is_main, key = given
-            plan, rotation = choose(is_main, plans), choose(is_main, rotations)
-            return layer(x, plan, rotation, dropout_key=key), None
-
-        layer_keys = None if dropout_key is None else keys[1:]
-        x, _ = self.decoder.over_layers(through, x, (main_layers(config), layer_keys))
+        x = self._embed(tokens, positions)
+        x = self.decoder(x, plans, rotations, dropout_key=dropout_key)
         return self.decoder.decoder_norm(x)
 
     def forward(self, batch: Batch, *, dropout_key: Key = None) -> jax.Array:
@@ -256,11 +322,7 @@ class DecoderLM(LanguageModel):
         """Return the map from states to logits."""
         if self.config.head:
             raise ModelError("the model has a head for whole texts: it has no logits of tokens")
-        if self.config.tie_embeddings:
-            kernel = self.token_embedder.embedding[...].T
-        else:
-            kernel = self.decoder.logits_dense.kernel[...]
-        return OutputHead(kernel, self.config.logit_scale, self.config.logit_softcap)
+        return self.decoder.output_head(self.token_embedder)
 
     def text_states(self, tokens: jax.Array, segment_ids: jax.Array) -> jax.Array:
         """Return the last layer's states, for a head."""
@@ -275,13 +337,11 @@ class DecoderLM(LanguageModel):
 
         Generated tokens stand behind the longest prompt in the cache, at one slot for all rows.
         """
-        config = self.config
         batch, length = tokens.shape
         lengths = jnp.full(batch, length) if lengths is None else lengths
         before = lengths - 1  # [batch]: tokens that are in the cache when the first step begins
         slots = jnp.arange(length)
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        cache = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+        cache = self.decoder.empty_cache(batch, length)
         positions = jnp.broadcast_to(slots, tokens.shape)
         _, cache = self._extend(tokens, positions, positions, slots < before[:, None], cache, 0)
 
@@ -326,33 +386,26 @@ class DecoderLM(LanguageModel):
         Returns:
           States [rows, n, d_model] before the last norm, and the cache.
         """
-        config = self.config
-        distance = positions[:, :, None] - key_positions[:, None, :]  # [rows, n, slots]
-        mask = (filled[:, None, :] & (distance >= 0))[:, None]
-        everything = masked_plan(mask)
-        plans = everything, everything
-        if config.window is not None:
-            plans = everything, masked_plan(mask & (distance < config.window)[:, None])
-        rotations = rotations_of(config, positions)
-
-        def through(layer: DecoderLayer, x: jax.Array, given: Any) -> Any:
-            old, is_main = given
-            plan, rotation = choose(is_main, plans), choose(is_main, rotations)
-            return layer.step(x, plan, old, slot, rotation)
-
+        distance = (positions[:, :, None] - key_positions[:, None, :])[:, None]
+        mask = filled[:, None, None, :] & (distance >= 0)  # [rows, 1, n, slots]
         x = self._embed(tokens, positions)
-        x, new = self.decoder.over_layers(through, x, (cache, main_layers(config)))
-        return x, cache.written_everywhere(new, slot)
+        return self.decoder.step(x, positions, mask, distance, cache, slot)
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Embed token ids and positions [batch, length] -> [batch, length, d_model], scaled."""
         config = self.config
-        x = self.token_embedder(tokens, config.residual_dtype)
-        if config.embedding_scale != 1.0:
-            x = x * jnp.asarray(config.embedding_scale, x.dtype)
+        x = scaled_embeddings(self.token_embedder, tokens, config)
         if config.positions == "learned":
             x = x + self.position_embedder(positions, config.residual_dtype)
         return x
+
+
+def scaled_embeddings(table: Embedding, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
+    """Embed token ids [batch, length] -> [batch, length, d_model], scaled."""
+    x = table(tokens, config.residual_dtype)
+    if config.embedding_scale != 1.0:
+        x = x * jnp.asarray(config.embedding_scale, x.dtype)
+    return x
 
 
 def plans_of(

@@ -21,11 +21,12 @@ from flax import nnx
 
 from models.attention import Attention, AttentionPlan, KeyValues, masked_plan, plan_attention
 from models.config import T5Config
+from models.encoder_decoder import EncoderDecoder
 from models.errors import ModelError
 from models.flops import absorbs_cross_attention
 from models.heads import SequenceHead
 from models.kernels.segments import Branches, segment_mask
-from models.language_model import Batch, Decoding, LanguageModel
+from models.language_model import Batch, Decoding
 from models.layers import (
     KERNEL_INIT,
     Embedding,
@@ -227,10 +228,11 @@ class Decoder(Stack):
         return dropout(self.decoder_norm(x), self.dropout_rate, last, broadcast=_LENGTH)
 
 
-class T5(LanguageModel):
+class T5(EncoderDecoder):
     """The whole model."""
 
     config: T5Config
+    decoder: Decoder
 
     def __init__(self, config: T5Config):
         self.config = config
@@ -250,11 +252,8 @@ class T5(LanguageModel):
     def encode(
         self, tokens: jax.Array, segment_ids: jax.Array | None = None, *, dropout_key: Key = None
     ) -> jax.Array:
-        """Encode int32 [batch, length] -> [batch, length, d_model] in the compute dtype.
-
-        `segment_ids` [batch, length]; None: a row is one segment, and the pad id padding.
-        """
-        segment_ids = self._segments(tokens, segment_ids)
+        """Return the encoder's states, see `EncoderDecoder.encode`."""
+        segment_ids = self.segments(tokens, segment_ids)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, 0)
         embedded = self.token_embedder(tokens, self.config.residual_dtype)
         return self.encoder(embedded, segment_ids, dropout_key=key)
@@ -270,25 +269,12 @@ class T5(LanguageModel):
         absorb: bool = False,
         dropout_key: Key = None,
     ) -> jax.Array:
-        """Return the decoder's states under teacher forcing, [batch, target_length, d_model].
+        """Return the decoder's states under teacher forcing, see `EncoderDecoder.decode`.
 
         Args:
-          encoded: [batch, length, d_model], from `encode`.
-          encoder_segment_ids: [batch, length]; 0 hides an encoder position.
-          tokens: decoder inputs, int32 [batch, target_length]: targets shifted right, each segment
-            beginning with `decoder_start_id`.
-          segment_ids: [batch, target_length]; a token sees its own segment, in the decoder and in
-            the encoder. None: all are segment 1. NOTE: padding is not inferred from the tokens,
-            because T5's start token is the pad id; padding trails, so the causal mask hides it.
-          reach: [batch, target_length], how many next tokens see each token, where a segment holds
-            several targets one after the other. None: all of the segment.
           absorb: let the queries of cross-attention absorb its key and value projections, see
             `Attention.absorbed`: equal but for rounding, and cheaper while target_length is less
             than d_kv. Without dropout.
-          dropout_key: may be the key given to `encode`.
-
-        To ask one question of every document of a packed row, give one start token per document
-        and segment_ids 1, 2, 3, ...: [rows, documents].
         """
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
@@ -304,21 +290,6 @@ class T5(LanguageModel):
             reach=reach,
             absorb=absorb,
             dropout_key=key,
-        )
-
-    def forward(self, batch: Batch, *, dropout_key: Key = None) -> jax.Array:
-        """Return states of a batch, see `LanguageModel.forward`."""
-        tokens = batch["encoder_input_tokens"]
-        segment_ids = self._segments(tokens, batch.get("encoder_segment_ids"))
-        encoded = self.encode(tokens, segment_ids, dropout_key=dropout_key)
-        if not self.config.has_decoder:
-            return encoded
-        return self.decode(
-            encoded,
-            segment_ids,
-            batch["decoder_input_tokens"],
-            batch.get("decoder_segment_ids"),
-            dropout_key=dropout_key,
         )
 
     def answer_states(self, batch: Batch) -> jax.Array:
@@ -368,19 +339,9 @@ class T5(LanguageModel):
     ) -> Decoding:
         """Encode, and project keys and values of the encoder's states once."""
         config, decoder = self.config, self.decoder
-        batch, length = tokens.shape
-        if lengths is None:
-            segment_ids = self._segments(tokens, None)
-        else:
-            segment_ids = (jnp.arange(length) < lengths[:, None]).astype(jnp.int32)
-        encoded = self.encode(tokens, segment_ids)
-        cross = masked_plan(segment_ids[:, None, None, :] > 0)  # [batch, 1, 1, length]
-
-        def project(layer: DecoderLayer, _: None, __: None) -> tuple[None, KeyValues]:
-            return None, layer.encoder_decoder_attention.keys_values(encoded)
-
-        _, projected = decoder.over_layers(project, None)  # [layers, batch, length, heads, d_kv]
-        shape = (config.num_decoder_layers, batch * beams, steps, config.num_heads, config.d_kv)
+        rows = len(tokens) * beams
+        projected, cross = self.encoded_once(tokens, lengths)
+        shape = (config.num_decoder_layers, rows, steps, config.num_heads, config.d_kv)
         cache = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
         def step(
@@ -399,13 +360,8 @@ class T5(LanguageModel):
             logits = self.logits(decoder.decoder_norm(x))[:, 0]
             return logits, cache.written_everywhere(new, index)
 
-        start = jnp.full(batch * beams, config.decoder_start_id, jnp.int32)
+        start = jnp.full(rows, config.decoder_start_id, jnp.int32)
         return Decoding(start, cache, step)
-
-    def _segments(self, tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        if segment_ids is None:
-            return (tokens != self.config.pad_id).astype(jnp.int32)
-        return segment_ids
 
 
 def _with_step_bias(

@@ -16,26 +16,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.attention import AttentionPlan, KeyValues, masked_plan, plan_attention
+from models.attention import AttentionPlan, KeyValues, plan_attention
 from models.config import DecoderConfig, T5GemmaConfig
 from models.decoder import (
+    Decoder,
     DecoderLayer,
+    Layers,
     attention_of,
-    choose,
-    main_layers,
     norm_of,
     plans_of,
     rotations_of,
+    scaled_embeddings,
 )
+from models.encoder_decoder import EncoderDecoder
 from models.errors import ModelError
 from models.kernels.segments import Branches
-from models.language_model import Batch, Decoding, LanguageModel
-from models.layers import Embedding, Linear, Stack, add, dropout, split_key
+from models.language_model import Batch, Decoding
+from models.layers import Embedding, add, dropout, split_key
 from models.logits import OutputHead
-from models.partitioning import constrain
 from models.positions import Rotation, segment_positions
-
-_RESIDUAL = ("batch", "length", "embed")
 
 Key = jax.Array | None  # of dropout
 
@@ -57,10 +56,10 @@ class CrossLayer(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        encoded: jax.Array,
         plan: AttentionPlan,
-        cross: AttentionPlan,
         rotation: Rotation | None,
+        encoded: jax.Array,
+        cross: AttentionPlan,
         *,
         dropout_key: Key = None,
     ) -> jax.Array:
@@ -94,78 +93,42 @@ class CrossLayer(nnx.Module):
         return self.layer.after_attention(x, x, keys[2])
 
 
-class Encoder(Stack):
+class Encoder(Layers):
     """The encoder's embeddings, layers and last norm."""
 
     def __init__(self, config: DecoderConfig):
         init = jax.nn.initializers.normal(config.initializer_range)
         self.token_embedder = Embedding(config.vocab_size, config.d_model, axis="vocab", init=init)
-        self.add_layers(
-            lambda: DecoderLayer(config),
-            config.num_layers,
-            scan=config.scan_layers,
-            remat=config.remat,
-        )
+        super().__init__(config)
         self.encoder_norm = norm_of(config)
 
 
-class Decoder(Stack):
-    """The decoder's layers, its last norm and, when untied, its logits."""
-
-    def __init__(self, config: T5GemmaConfig):
-        self.add_layers(
-            lambda: CrossLayer(config),
-            config.num_layers,
-            scan=config.scan_layers,
-            remat=config.remat,
-        )
-        self.decoder_norm = norm_of(config)
-        if not config.tie_embeddings:
-            init = jax.nn.initializers.normal(config.initializer_range)
-            self.logits_dense = Linear(
-                config.d_model, config.vocab_size, ("embed", "vocab"), init=init
-            )
-
-
-class T5Gemma(LanguageModel):
+class T5Gemma(EncoderDecoder):
     """The whole model."""
 
     config: T5GemmaConfig
+    decoder: Decoder
 
     def __init__(self, config: T5GemmaConfig):
         assert config.encoder is not None  # checked by the configuration
         self.config = config
-        self.encoder_config = config.encoder
         init = jax.nn.initializers.normal(config.initializer_range)
         self.token_embedder = Embedding(config.vocab_size, config.d_model, axis="vocab", init=init)
         self.encoder = Encoder(config.encoder)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, CrossLayer)
 
     def encode(
         self, tokens: jax.Array, segment_ids: jax.Array | None = None, *, dropout_key: Key = None
     ) -> jax.Array:
-        """Encode int32 [batch, length] -> [batch, length, the encoder's d_model].
-
-        `segment_ids` [batch, length]; None: a row is one segment, and the pad id padding.
-        """
-        config = self.encoder_config
-        segment_ids = self._segments(tokens, segment_ids)
-        plans = plans_of(
-            config, segment_ids, None, training=dropout_key is not None, bidirectional=True
-        )
+        """Return the encoder's states, of its own width; see `EncoderDecoder.encode`."""
+        config = self.encoder.config
+        segment_ids = self.segments(tokens, segment_ids)
+        training = dropout_key is not None
+        plans = plans_of(config, segment_ids, None, training=training, bidirectional=True)
         rotations = rotations_of(config, segment_positions(segment_ids))
-        keys = split_key(dropout_key, config.num_layers + 1)
-        x = _embed(self.encoder.token_embedder, tokens, config)
-        x = constrain(dropout(x, config.dropout_rate, keys[0]), _RESIDUAL)
-
-        def through(layer: DecoderLayer, x: jax.Array, given: Any) -> tuple[jax.Array, None]:
-            is_main, key = given
-            plan, rotation = choose(is_main, plans), choose(is_main, rotations)
-            return layer(x, plan, rotation, dropout_key=key), None
-
-        layer_keys = None if dropout_key is None else keys[1:]
-        x, _ = self.encoder.over_layers(through, x, (main_layers(config), layer_keys))
-        return self.encoder.encoder_norm(x)
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, 0)
+        x = scaled_embeddings(self.encoder.token_embedder, tokens, config)
+        return self.encoder.encoder_norm(self.encoder(x, plans, rotations, dropout_key=key))
 
     def decode(
         self,
@@ -177,7 +140,7 @@ class T5Gemma(LanguageModel):
         reach: jax.Array | None = None,
         dropout_key: Key = None,
     ) -> jax.Array:
-        """Return the decoder's states under teacher forcing; see `models.t5.T5.decode`."""
+        """Return the decoder's states under teacher forcing; see `EncoderDecoder.decode`."""
         config = self.config
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
@@ -194,31 +157,10 @@ class T5Gemma(LanguageModel):
             dropout_per_query=dropout_key is not None and config.dropout_rate > 0,
         )
         rotations = rotations_of(config, positions)
-        keys = split_key(dropout_key, config.num_layers + 1)
-        x = _embed(self.token_embedder, tokens, config)
-        x = constrain(dropout(x, config.dropout_rate, keys[0]), _RESIDUAL)
-
-        def through(layer: CrossLayer, x: jax.Array, given: Any) -> tuple[jax.Array, None]:
-            is_main, key = given
-            plan, rotation = choose(is_main, plans), choose(is_main, rotations)
-            return layer(x, encoded, plan, cross, rotation, dropout_key=key), None
-
-        layer_keys = None if dropout_key is None else keys[1:]
-        x, _ = self.decoder.over_layers(through, x, (main_layers(config), layer_keys))
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, 1)
+        x = scaled_embeddings(self.token_embedder, tokens, config)
+        x = self.decoder(x, plans, rotations, encoded, cross, dropout_key=key)
         return self.decoder.decoder_norm(x)
-
-    def forward(self, batch: Batch, *, dropout_key: Key = None) -> jax.Array:
-        """Return states of a batch, see `LanguageModel.forward`."""
-        tokens = batch["encoder_input_tokens"]
-        segment_ids = self._segments(tokens, batch.get("encoder_segment_ids"))
-        first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        return self.decode(
-            self.encode(tokens, segment_ids, dropout_key=first),
-            segment_ids,
-            batch["decoder_input_tokens"],
-            batch.get("decoder_segment_ids"),
-            dropout_key=second,
-        )
 
     def answer_states(self, batch: Batch) -> jax.Array:
         """Return the states after start tokens, see `LanguageModel.answer_states`."""
@@ -233,69 +175,32 @@ class T5Gemma(LanguageModel):
 
     def output_head(self) -> OutputHead:
         """Return the map from states to logits."""
-        if self.config.tie_embeddings:
-            kernel = self.token_embedder.embedding[...].T
-        else:
-            kernel = self.decoder.logits_dense.kernel[...]
-        return OutputHead(kernel, self.config.logit_scale, self.config.logit_softcap)
-
-    def text_states(self, tokens: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        """Return the encoder's states."""
-        return self.encode(tokens, segment_ids)
+        return self.decoder.output_head(self.token_embedder)
 
     def start_decoding(
         self, tokens: jax.Array, lengths: jax.Array | None, *, beams: int, steps: int
     ) -> Decoding:
         """Encode, and project keys and values of the encoder's states once."""
-        config, decoder = self.config, self.decoder
-        batch, length = tokens.shape
-        if lengths is None:
-            segment_ids = self._segments(tokens, None)
-        else:
-            segment_ids = (jnp.arange(length) < lengths[:, None]).astype(jnp.int32)
-        encoded = self.encode(tokens, segment_ids)
-        cross = masked_plan(segment_ids[:, None, None, :] > 0)  # [batch, 1, 1, length]
-
-        def project(layer: CrossLayer, _: None, __: None) -> tuple[None, KeyValues]:
-            return None, layer.encoder_decoder_attention.keys_values(encoded)
-
-        _, projected = decoder.over_layers(project, None)
-        shape = (config.num_layers, batch * beams, steps, config.num_kv_heads, config.head_dim)
-        cache = KeyValues(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-        if config.start_id is None:
+        if self.config.start_id is None:
             raise ModelError("the configuration has no bos_token_id to start decoding with")
-        start = jnp.full(batch * beams, config.start_id, jnp.int32)
+        rows = len(tokens) * beams
+        projected, cross = self.encoded_once(tokens, lengths)
 
         def step(
             token: jax.Array, index: jax.Array, cache: KeyValues
         ) -> tuple[jax.Array, KeyValues]:
-            distance = index - jnp.arange(steps)
-            visible = (distance >= 0)[None, None, None]
-            everything = masked_plan(visible)
-            plans = everything, everything
-            if config.window is not None:
-                plans = everything, masked_plan(visible & (distance < config.window))
-            rotations = rotations_of(config, jnp.full((batch * beams, 1), index))
+            distance = (index - jnp.arange(steps))[None, None, None]
+            x, cache = self.decoder.step(
+                scaled_embeddings(self.token_embedder, token[:, None], self.config),
+                jnp.full((rows, 1), index),
+                distance >= 0,
+                distance,
+                cache,
+                index,
+                cross,
+                of_layers=(projected,),
+            )
+            return self.logits(self.decoder.decoder_norm(x))[:, 0], cache
 
-            def through(layer: CrossLayer, x: jax.Array, given: Any) -> Any:
-                old, pairs, is_main = given
-                plan, rotation = choose(is_main, plans), choose(is_main, rotations)
-                return layer.step(x, plan, old, index, rotation, cross, pairs)
-
-            x = _embed(self.token_embedder, token[:, None], config)
-            given = cache, projected, main_layers(config)
-            x, new = decoder.over_layers(through, x, given)
-            logits = self.logits(decoder.decoder_norm(x))[:, 0]
-            return logits, cache.written_everywhere(new, index)
-
-        return Decoding(start, cache, step)
-
-    def _segments(self, tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        if segment_ids is None:
-            return (tokens != self.config.pad_id).astype(jnp.int32)
-        return segment_ids
-
-
-def _embed(table: Embedding, tokens: jax.Array, config: DecoderConfig) -> jax.Array:
-    x = table(tokens, config.residual_dtype)
-    return x * jnp.asarray(config.embedding_scale, x.dtype)
+        start = jnp.full(rows, self.config.start_id, jnp.int32)
+        return Decoding(start, self.decoder.empty_cache(rows, steps), step)
