@@ -8,6 +8,7 @@ sentences.py       sentences of the page
 charts.py          figures
 tables.py          CSV files
 sample_data.py     documents that can be browsed, as data for page.js
+templates.py       rendering of the pages, all from base.html
 page.py            the page of a study
 score_report.py    the page of `evaluation scores`
 run_page.py        the page of a training run

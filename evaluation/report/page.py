@@ -29,6 +29,7 @@ from evaluation.report import (
     sample_data,
     sentences,
     tables,
+    templates,
 )
 from evaluation.report.charts import Chart, Palette, Window
 from evaluation.report.comparison import Cell, Noise, Sizes
@@ -38,8 +39,6 @@ from evaluation.statistics import bootstrap, rank_agreement
 from evaluation.study.plan import FULL
 from pruning.store.atomic import write_text
 from pruning.store.manifest import code_revision
-
-_HERE = Path(__file__).parent
 
 
 def write(results: Results, directory: Path) -> Path:
@@ -58,12 +57,8 @@ def write(results: Results, directory: Path) -> Path:
     table = _agreement(results)
     for name, rows in tables.tables(results, cells, table, sizes).items():
         write_text(directory / f"{name}.csv", document_text.table(rows))
-    page = (
-        _environment(palette)
-        .get_template("page.html")
-        .render(_context(results, cells, noises, table, sizes, palette, directory))
-    )
-    write_text(directory / "index.html", page)
+    context = _context(results, cells, noises, table, sizes, palette, directory)
+    write_text(directory / "index.html", templates.render("page.html", _FILTERS, **context))
     return directory / "index.html"
 
 
@@ -77,7 +72,7 @@ def _context(
     directory: Path,
 ) -> dict[str, Any]:
     titles = {sampler.name: sampler.title for sampler in results.samplers}
-    script = (_HERE / "page.js").read_text()
+    script = (templates.HERE / "page.js").read_text(encoding="utf-8")
     training = results.training_cost
     first = results.evaluations[0]
     contents = [("results", "Results"), ("quality", "Quality against data"), ("curves", "Curves")]
@@ -122,7 +117,7 @@ def _context(
         "resamples": bootstrap.RESAMPLES,
         "steps_words": _steps_words,
         "configuration": json.dumps(results.configuration, indent=2, ensure_ascii=False),
-        "style": (_HERE / "page.css").read_text(),
+        "marker": lambda sampler: _marker(palette, sampler),
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "documents": sample_data.inert(sample_data.data(results)),
@@ -287,26 +282,13 @@ def _agreement(results: Results) -> rank_agreement.Agreement:
 # The template's words
 
 
-def _environment(palette: Palette) -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters |= {
-        "count": lambda number: f"{number:,}",
-        "percent": lambda share: f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}",
-        "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
-        "flops": lambda value: f"{value:.2g}",
-        "rho": lambda value: "–" if np.isnan(value) else f"{value:+.2f}".replace("-", "−"),
-        "size": lambda value: f"{value / 1e6:.2f}M" if np.isfinite(value) else "∞",
-        "printable": document_text.printable,
-    }
-    environment.globals["marker"] = lambda sampler: _marker(palette, sampler)
-    return environment
+_FILTERS = {
+    "percent": lambda share: f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}",
+    "signed": lambda value: f"{value:+.3f}".replace("-", "−"),
+    "flops": lambda value: f"{value:.2g}",
+    "rho": lambda value: "–" if np.isnan(value) else f"{value:+.2f}".replace("-", "−"),
+    "size": lambda value: f"{value / 1e6:.2f}M" if np.isfinite(value) else "∞",
+}
 
 
 _SHAPES = {

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.report import charts, document_text
+from evaluation.report import charts, document_text, templates
 from evaluation.report.charts import INK, Chart
 from models.errors import ModelError, reading
 from pruning.store.atomic import write_text
 from pruning.store.manifest import ArtifactError
 
-_HERE = Path(__file__).parent
 _NUMBERS = {"train": ("step", "loss", "tokens"), "eval": ("step", "loss"), "event": ("step",)}
 _SMOOTHED = 20  # windows of logged steps in which the training loss is averaged
 _COLORS = ("#2f7fc4", "#cf6a1a", "#1f9a78", "#c2417c", "#8a63c9")
@@ -94,23 +93,12 @@ def _checked(line: dict[str, Any]) -> dict[str, Any]:
 
 def write(run: Path, output: Path) -> Path:
     """Write the page and its charts; return its path."""
-    import jinja2
-
     metrics = read(run)
     if not len(metrics.train.get("step", ())):
         raise ArtifactError(f"{run} has no logged steps yet.")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters |= {
-        "count": lambda number: f"{number:,}",
-        "number": lambda value: f"{value:.4g}",
-        "printable": document_text.printable,
-    }
-    page = environment.get_template("run_page.html").render(
+    page = templates.render(
+        "run_page.html",
+        {"number": lambda value: f"{value:.4g}"},
         run=str(run),
         finished=(run / "result.json").exists(),
         steps=int(metrics.train["step"][-1]),
@@ -121,7 +109,6 @@ def write(run: Path, output: Path) -> Path:
             {"step": event["step"], "text": f"{event.get('event')}: loss {event.get('loss')}"}
             for event in metrics.events
         ],
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
     write_text(output / "index.html", page)
     return output / "index.html"

@@ -29,13 +29,12 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from evaluation.report import document_text, histograms, labels
+from evaluation.report import document_text, histograms, labels, templates
 from evaluation.report.judge_answers import Answers
 from evaluation.statistics import rank_agreement
 from evaluation.statistics.rank_agreement import Agreement
@@ -50,8 +49,6 @@ from pruning.store.randomness import Stream
 
 NAME = "ScoreReport"
 LENGTH = "length"
-
-_HERE = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,33 +383,20 @@ def _decile_rows(described: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
 
 
 def _page(described: Mapping[str, Any], table: Agreement) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
     filters: dict[str, Any] = {
-        "count": lambda number: f"{number:,}",
         "number": lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         "short": lambda value: "–" if value is None else f"{value:.2f}".replace("-", "−"),
         "share": lambda value: "–" if value is None else f"{value:.1%}",
         "shade": _shade,
         "bars": _bars,
         "interval": _interval,
-        "printable": document_text.printable,
     }
-    environment.filters |= filters
     panels = [
         ("Kendall's tau-b", described["agreement"]["kendall"]),
         ("Spearman's rho", described["agreement"]["spearman"]),
         (f"Overlap of the top {table.share:.0%} (Jaccard)", described["agreement"]["overlap"]),
     ]
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
-    template = environment.get_template("score_report.html")
-    return template.render(report=described, panels=panels, style=style)
+    return templates.render("score_report.html", filters, report=described, panels=panels)
 
 
 def _interval(found: Mapping[str, float] | None) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from evaluation.report import charts, document_text, overlap, overlap_picture
+from evaluation.report import charts, document_text, overlap, overlap_picture, templates
 from pruning.corpus.reader import Corpus, load_corpus
 from pruning.corpus.selection_reader import Selection, load_selection
 from pruning.store import progress
@@ -36,7 +36,6 @@ from pruning.store.atomic import write_text
 
 NAME = "SelectionReport"
 
-_HERE = Path(__file__).parent
 _SAMPLED_SHARDS = 32
 _NONE = "(none)"
 _COLORS = ("#2f7fc4", "#cf6a1a", "#1f9a78", "#c2417c", "#8a63c9", "#b08a00", "#4fa9d8", "#7a5c46")
@@ -212,30 +211,20 @@ def _retention_rows(described: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
 
 
 def _page(described: Mapping[str, Any], output: Path) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
     filters: dict[str, Any] = {
-        "count": lambda number: f"{number:,}",
         "percent": lambda value: f"{value:.1%}",
         "share": lambda value: "–" if value is None else f"{value:.2f}",
         "pair_shade": _pair_shade,
         "ratio_shade": _ratio_shade,
-        "printable": document_text.printable,
     }
-    environment.filters |= filters
     charted = [dict(group, chart=None) for group in described["groups"]]
     if charted and charted[0]["title"].startswith("length"):
         charted[0] |= _length_chart(described, charted[0]["rows"], output)
-    return environment.get_template("selection_report.html").render(
+    return templates.render(
+        "selection_report.html",
+        filters,
         report={**described, "groups": charted},
         picture=overlap_picture.drawn(described["selections"], described["combinations"]),
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
 
 
