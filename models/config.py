@@ -231,6 +231,10 @@ class ModelConfig(RunConfig):
             return None
         return self.head.layers[-1].size if self.head.layers else self.d_model
 
+    def with_head(self, head: Head) -> "ModelConfig":
+        """Return the configuration of the same model with a head that reads its text states."""
+        return dataclasses.replace(self, head=head)
+
     @property
     def position_columns(self) -> int:
         """Number of relative positions that every query and key is multiplied with (DeBERTa)."""
@@ -293,6 +297,10 @@ class T5Config(ModelConfig):
     @property
     def sentence_size(self) -> int | None:
         return self.sentence_head or super().sentence_size
+
+    def with_head(self, head: Head) -> ModelConfig:
+        """Return the configuration of the encoder alone with a head."""
+        return dataclasses.replace(self, num_decoder_layers=0, sentence_head=None, head=head)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,13 +118,27 @@ def family(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     model = reference(request.param)
     model.save_pretrained(directory)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens()).long()).logits.numpy()
+    OWN_ERROR[request.param] = error_of(theirs, expected_logits(model, tokens()))
     return request.param, model, directory
 
 
+# Error of transformers itself in float32: on some CPUs it is above 1e-6, as ours then is.
+OWN_ERROR: dict[str, float] = {}
+
+
+def error_of(found, expected) -> float:
+    """Return the largest error relative to the largest logit."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
 def assert_near(found, expected, name: str) -> None:
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    print(f"error {error:.2e} of the largest logit")
-    assert error < (LARGEST_YARN_ERROR if "yarn" in name else LARGEST_ERROR), error
+    error = error_of(found, expected)
+    own = OWN_ERROR.get(name, 0.0)
+    print(f"error {error:.2e} of the largest logit, transformers in float32 {own:.2e}")
+    limit = LARGEST_YARN_ERROR if "yarn" in name else LARGEST_ERROR
+    assert error < max(limit, 2 * own), error
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])

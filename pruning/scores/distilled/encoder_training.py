@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from models import partitioning
-from models.config import Head, HeadLayer, ModelConfig, T5Config
+from models.config import Head, HeadLayer
 from models.model import Model
 from models.optimizers import WarmupLinear
 from models.packing import Side
@@ -70,14 +70,14 @@ class EncoderTraining:
         bare = Head(kind="embedding", pooling=pooling, max_tokens=max_tokens)
         if given is not None:
             bare = dataclasses.replace(bare, prompt=given.prompt, lower_case=given.lower_case)
-        self._encoder = Model(_with_head(model.config, bare, dtype))
+        self._encoder = Model(dataclasses.replace(model.config.with_head(bare), dtype=dtype))
         kept = self._encoder.shapes()
         self._initial = jax.device_put(
             {name: params[name] for name in kept}, partitioning.replicated(self.mesh)
         )
         layers = (HeadLayer(size=1),)
         value = dataclasses.replace(bare, kind="values", layers=layers, labels=(LABEL,))
-        self.model = Model(_with_head(model.config, value, dtype))
+        self.model = Model(dataclasses.replace(model.config.with_head(value), dtype=dtype))
         self._steps, self._seed = steps, seed
         self._texts, self._targets = texts, targets
         self._length = int(np.diff(texts.offsets).max())
@@ -190,11 +190,3 @@ def batches(documents: np.ndarray, steps: int, size: int, seed: int) -> Iterator
             for epoch in range(first, places[-1] // count + 1)
         ]
         yield documents[np.concatenate(order)[places - first * count]]
-
-
-def _with_head(config: ModelConfig, head: Head, dtype: str) -> ModelConfig:
-    """Return the configuration of an encoder with a head; a T5 loses its decoder."""
-    changes: dict[str, Any] = {"head": head, "dtype": dtype}
-    if isinstance(config, T5Config):
-        changes |= {"num_decoder_layers": 0, "sentence_head": None}
-    return dataclasses.replace(config, **changes)
