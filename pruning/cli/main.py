@@ -218,10 +218,10 @@ def _status(given: argparse.Namespace, rest: Sequence[str]) -> int:
     for path in given.paths:
         require_place(path, "the path")
     if given.serve:
-        from pruning.cli import status_page
+        from pruning.cli import status_server
 
-        status_page.require_any(given.paths)
-        status_page.serve(given.paths, given.address, given.public)
+        status_server.require_any(given.paths)
+        status_server.serve(given.paths, given.address, given.public)
         return 0
     import time
 
