@@ -60,7 +60,7 @@ STAGES = {
     ),
     "distill_encoder": Command(
         "pruning.scores.distilled.encoder_student",
-        "fit a T5 encoder to the scores of a part of the corpus, for `score`",
+        "fit an encoder to the scores of a part of the corpus, for `score`",
         "--corpus=runs/corpus --teacher=runs/ask_llm --output=runs/student",
     ),
     "distill_embedding": Command(
