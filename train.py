@@ -640,7 +640,9 @@ def _is_line(line: dict[str, Any]) -> bool:
     if line["kind"] != "train":
         return True
     totals = [line.get(name) for name in ("loss", "tokens", "target_tokens", "flops", "seconds")]
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in totals)
+    # NOTE: math.isfinite raises OverflowError for an integer that no float can hold.
+    largest = sys.float_info.max
+    return all(isinstance(value, int | float) and abs(value) <= largest for value in totals)
 
 
 def _tensorboard(run: epath.Path, step: int) -> Any:
@@ -928,7 +930,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
                 with meter.pause():
                     found = evaluate(state.params, step) if evaluates else None
                     if saves:
-                        metrics.checkpointed()  # first: a run continues where both are
+                        metrics.checkpointed()  # first: a restart needs both
                         checkpoints.save(step, state.params, state.opt_state, found)
                 if stopped:
                     break

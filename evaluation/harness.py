@@ -156,7 +156,7 @@ def _offline_where_asked() -> None:
 def _evaluate(config: HarnessConfig, name: str, lm: Any, manager: Any) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
-    # Its pool of forked processes can hang, for JAX has started threads.
+    # Its pool of forked processes can deadlock, because JAX has started threads.
     os.environ["DISABLE_MULTIPROC"] = "1"
     cut = lm.inference.cut
     found = simple_evaluate(

@@ -18,10 +18,10 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from evaluation.report.comparison import Cell, Sizes, pareto
 from evaluation.statistics.rank_agreement import Agreement
@@ -69,7 +69,7 @@ class Chart:
 def draw(
     name: str,
     description: str,
-    directory: Path,
+    directory: epath.PathLike,
     paint: Callable[[Any], None],
     height: float = 3.1,
     width: float = _WIDTH,
@@ -84,6 +84,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    directory = epath.Path(directory)
     style: Any = _STYLE | {"svg.hashsalt": name}  # rc_context lists its keys as literals
     with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -93,9 +94,9 @@ def draw(
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"{name}.svg").write_text(drawn.getvalue())
-        figure.savefig(
-            directory / f"{name}.png", dpi=200, facecolor=PAPER, metadata={"Software": None}
-        )
+        pixels = io.BytesIO()
+        figure.savefig(pixels, format="png", dpi=200, facecolor=PAPER, metadata={"Software": None})
+        (directory / f"{name}.png").write_bytes(pixels.getvalue())
     return Chart(name, description, inlined(drawn.getvalue(), name, description))
 
 

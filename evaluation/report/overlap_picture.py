@@ -55,10 +55,9 @@ def drawn(kept: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]])
     for column, item in enumerate(found):
         x = label + _COLUMN * (column + 0.5)
         top = _BARS * item["documents"] / highest
-        words = " and ".join(document_text.printable(name) for name in item["names"]) or "none"
-        parts.append(
-            f"<g><title>{item['documents']:,} documents kept by {escape(words)} alone</title>"
-        )
+        words = " and ".join(document_text.printable(name) for name in item["names"])
+        kept_by = f"{escape(words)} alone" if item["members"] else "none"
+        parts.append(f"<g><title>{item['documents']:,} documents kept by {kept_by}</title>")
         parts.append(
             _rect(x - 8, base - top, 16, max(top, 0.5), "bar" if item["members"] else "rest")
         )

@@ -60,7 +60,8 @@ def read(run: Path) -> Metrics:
         lines = [json.loads(line) for line in content.split("\n")[:-1]]
         by_kind: dict[str, list[dict]] = {"train": [], "eval": [], "event": []}
         for line in lines:
-            by_kind[line["kind"]].append(_checked(line))
+            _check(line)
+            by_kind[line["kind"]].append(line)
         names = dict.fromkeys(line["name"] for line in by_kind["eval"])
         evaluations = {
             name: _columns([line for line in by_kind["eval"] if line["name"] == name])
@@ -71,24 +72,26 @@ def read(run: Path) -> Metrics:
         raise
     except KeyError as error:
         raise ArtifactError(f"{file} is damaged: a line has no {error}. Copy it again.") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{file} is damaged ({error}). Copy it again.") from error
 
 
-def _checked(line: dict[str, Any]) -> dict[str, Any]:
-    """Return a line that has what the page shows.
+def _check(line: dict[str, Any]) -> None:
+    """Raise an error if a line lacks what the page shows.
 
     Raises:
-      KeyError, ValueError: it does not.
+      KeyError: it lacks a value.
+      ValueError, TypeError, OverflowError: a value is of another kind, or too large.
     """
     kind = line["kind"]
+    if kind not in _NUMBERS:
+        raise ValueError(f"kind is {kind!r:.40}")
     for name in _NUMBERS[kind]:
         value = line[name]
         if not isinstance(value, int | float) or (name != "loss" and not math.isfinite(value)):
             raise ValueError(f"{name} is {value!r:.40}")
     if kind == "eval" and not isinstance(line["name"], str):
         raise ValueError(f"name is {line['name']!r:.40}")
-    return line
 
 
 def write(run: Path, output: Path) -> Path:

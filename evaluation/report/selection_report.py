@@ -20,7 +20,6 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def run(config: SelectionReportConfig) -> list[str]:
         write_text(output / f"{name}.csv", document_text.table(rows))
     text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
     write_text(output / "report.json", text)
-    write_text(output / "index.html", _page(described, Path(config.output)))
+    write_text(output / "index.html", _page(described, output))
     return [str(output / "index.html")]
 
 
@@ -145,7 +144,7 @@ def describe(
     for i, item in enumerate(kept):
         item["alone"] = found.documents[1 << i]
     inputs: dict[str, Artifact] = {"corpus": corpus.artifact}
-    inputs |= {name: one.artifact for name, one in chosen.items()}
+    inputs |= {f"selection {name}": one.artifact for name, one in chosen.items()}
     if within is not None:
         inputs["within"] = within.artifact
     grouped = [{"title": "length in tokens", "rows": lengths.rows()}]
@@ -210,7 +209,7 @@ def _retention_rows(described: Mapping[str, Any]) -> Iterable[Sequence[Any]]:
                 yield (*place, item["name"], share, token_share)
 
 
-def _page(described: Mapping[str, Any], output: Path) -> str:
+def _page(described: Mapping[str, Any], output: epath.Path) -> str:
     filters: dict[str, Any] = {
         "percent": lambda value: f"{value:.1%}",
         "share": lambda value: "–" if value is None else f"{value:.2f}",
@@ -229,7 +228,7 @@ def _page(described: Mapping[str, Any], output: Path) -> str:
 
 
 def _length_chart(
-    described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path
+    described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: epath.Path
 ) -> dict[str, str]:
     """Return a chart of the shares kept by length, and its caption."""
 

@@ -63,7 +63,7 @@ def completed(config: StudyConfig) -> CompleteStudy:
         for name, item in config.evaluations.items()
     }
     stages = _stages(config, samplers, scorers, evaluations)
-    # Settings of a known name that this study has no use for are harmless: recipes set several.
+    # Recipes set more names than a study uses: run.py lists those that have no effect.
     known = stages.keys() | samplers.keys() | named.STAGES.keys() | named.SAMPLERS.keys()
     unknown = config.settings.keys() - known
     if unknown:

@@ -64,10 +64,17 @@ class PlannedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Stages, and the paths of their results for the report."""
+    """Plan of a study.
+
+    Attributes:
+      stages: in an order in which they can run.
+      places: paths of their results, for the report.
+      unused_settings: names in `StudyConfig.settings` of stages and samplers that the study lacks.
+    """
 
     stages: tuple[Stage, ...]
     places: Mapping[str, Any]
+    unused_settings: tuple[str, ...] = ()
 
 
 def plan(config: StudyConfig) -> Plan:
@@ -138,7 +145,8 @@ class _Planner:
             self._at("report", "index.html"),
             [stage.name for stage in self.stages],
         )
-        return Plan(tuple(self.stages), places)
+        unused = config.settings.keys() - config.stages.keys() - config.samplers.keys()
+        return Plan(tuple(self.stages), places, tuple(sorted(unused)))
 
     def _at(self, *parts: str) -> str:
         return os.path.join(self.config.output, *parts)  # noqa: PTH118  may be an object store

@@ -45,6 +45,7 @@ from evaluation.study.config import (
 from evaluation.study.plan import PLAN, plan
 from evaluation.study.recipes import Recipe
 from evaluation.study.stages import StageDirectory
+from models.terminal import say
 from pruning.store.atomic import write_text
 from pruning.store.watch import STAGES
 
@@ -83,6 +84,9 @@ def run(
     from evaluation.study.scheduler import Scheduler
 
     planned = plan(config)
+    if planned.unused_settings:
+        names = ", ".join(planned.unused_settings)
+        say(f"study: no stage or sampler of this study uses the settings of {names}", error=True)
     logs = StageDirectory(Path(config.output) / STAGES)
     scheduler = Scheduler(planned.stages, logs, config.workers, environment(config), only, until)
     if dry_run:
@@ -97,8 +101,8 @@ def run(
     places = json.dumps(planned.places, indent=1, ensure_ascii=False) + "\n"
     write_text(Path(config.output) / PLAN, places)
     logs.write_list(scheduler.stages, config.workers)
-    with display(Path(config.output).name) as (show, say):
-        ran = scheduler.run(show, say)
+    with display(Path(config.output).name) as (show, tell):
+        ran = scheduler.run(show, tell)
     lines = [f"{len(ran)} of {len(scheduler.ours)} stages had to be run"]
     if scheduler.left:
         lines.append(f"{len(scheduler.left)} stages wait for stages of other processes")

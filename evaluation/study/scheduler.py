@@ -136,6 +136,9 @@ class Scheduler:
           KeyboardInterrupt: SIGINT or SIGTERM came; the children have been ended.
         """
         self.records.directory.mkdir(parents=True, exist_ok=True)
+        for name in self._notes:  # left behind by a scheduler that was killed
+            self.records.progress(self._by_name[name]).unlink(missing_ok=True)
+            self.records.failure(self._by_name[name]).unlink(missing_ok=True)
         shown = 0.0
         with _interruptions() as came:
             try:

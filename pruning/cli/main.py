@@ -218,11 +218,16 @@ def _status(given: argparse.Namespace, rest: Sequence[str]) -> int:
     for path in given.paths:
         require_place(path, "the path")
     if given.serve:
+        if given.watch is not None:
+            raise SystemExit("status: --serve reloads by itself: leave out --watch.")
         from pruning.cli import status_server
 
         status_server.require_any(given.paths)
-        status_server.serve(given.paths, given.address, given.public)
+        address = status_server.ADDRESS if given.address is None else given.address
+        status_server.serve(given.paths, address, given.public)
         return 0
+    if given.address is not None or given.public:
+        raise SystemExit("status: --address and --public need --serve.")
     import time
 
     from pruning.store import status
@@ -300,7 +305,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     status.add_argument(
         "--address",
-        default="127.0.0.1:8321",
         metavar="[HOST:]PORT",
         help="where --serve listens (default: 127.0.0.1:8321); port 0 takes a free one",
     )

@@ -29,7 +29,9 @@ def rendered(paths: Sequence[str], now: float | None = None) -> str:
       now: reference time of ages, in seconds since 1970; None for the current time.
     """
     now = time.time() if now is None else now
-    found = [_below(item, path) for path in paths for item in watch.find(path, now)]
+    found = [item for path in paths for item in watch.find(path, now)]
+    if len(paths) == 1:  # below several, names of the same work would be equal
+        found = [_below(item, paths[0]) for item in found]
     studies = [item for item in found if isinstance(item, watch.Study)]
     runs = [item for item in found if isinstance(item, watch.Run)]
     artifacts = [item for item in found if isinstance(item, watch.Artifact)]
@@ -88,14 +90,17 @@ def _in_short(
     failed += sum(len(item.unfinished.of("failed")) for item in artifacts if item.unfinished)
     if failed:
         return f"{failed:,} failed"
+    if lost := sum(len(study.of("lost")) for study in studies):
+        return f"{lost:,} lost"
     if studies:
-        done, of = sum(len(s.of("finished")) for s in studies), sum(len(s.stages) for s in studies)
-        return "finished" if done == of else f"{done:,} of {of:,} stages"
+        done = sum(len(study.of("finished")) for study in studies)
+        total = sum(len(study.stages) for study in studies)
+        return "finished" if done == total else f"{done:,} of {total:,} stages"
     if states := [item.unfinished for item in artifacts if item.unfinished]:
         return f"{sum(s.done for s in states):,} of {sum(s.num_shards for s in states):,} shards"
     if running := [run for run in runs if not run.finished]:
         return f"{len(running):,} runs"
-    return "finished"
+    return "finished" if runs or artifacts else "nothing yet"
 
 
 def _text(text: object) -> str:
@@ -134,7 +139,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _study(study: watch.Study) -> Iterator[str]:
-    states = ("finished", "running", "failed", "waiting")
+    states = ("finished", "running", "failed", "lost", "waiting")
     counts = {state: len(study.of(state)) for state in states}
     yield f"<section><h2>Study {_text(study.path)}</h2>"
     left = "" if study.seconds_left is None else f"; about {duration(study.seconds_left)} left"
@@ -147,6 +152,11 @@ def _study(study: watch.Study) -> Iterator[str]:
     if running := study.of("running"):
         head = ("running", "", "done", "rate", "left", "loss", "reported")
         yield from _table(head, map(_stage_row, running))
+    if lost := study.of("lost"):
+        yield '<p class="bad">No report for long, so the processes of these stages were probably '
+        yield "killed. Run the study's command again.</p>"
+        head = ("lost", "", "done", "rate", "left", "loss", "reported")
+        yield from _table(head, map(_stage_row, lost))
     if finished := study.of("finished"):
         yield f"<details><summary>finished stages: {len(finished):,}</summary>"
         rows = ((_text(s.name), duration(s.seconds or 0.0)) for s in finished)
@@ -159,18 +169,19 @@ def _study(study: watch.Study) -> Iterator[str]:
 
 
 def _stage_row(stage: watch.Stage) -> Sequence[str]:
-    told = stage.progress
-    done, total, rate, left = (told.get(n) for n in ("done", "total", "rate", "seconds_left"))
-    unit = told.get("unit", "")
-    what = f"<br><small>{_text(told['name'])}</small>" if "name" in told else ""
-    of = f" of {total:,.0f}" if total is not None else ""
+    report = stage.progress
+    done, total, rate, left = (report.get(n) for n in ("done", "total", "rate", "seconds_left"))
+    unit = report.get("unit", "")
+    name = f"<br><small>{_text(report['name'])}</small>" if "name" in report else ""
+    of_total = f" of {total:,.0f}" if total is not None else ""
+    start = "starting" if stage.state == "running" else ""
     return (
-        f"{_text(stage.name)}{what}",
+        f"{_text(stage.name)}{name}",
         _bar(done, total, stage.name),
-        "starting" if done is None else f"{done:,.0f}{of} {_text(unit)}",
+        start if done is None else f"{done:,.0f}{of_total} {_text(unit)}",
         "" if not rate else f"{rate:,.3g} {_text(unit)}/s",
         "" if left is None else duration(left),
-        "" if told.get("loss") is None else f"{told['loss']:.4g}",
+        "" if report.get("loss") is None else f"{report['loss']:.4g}",
         f"{duration(stage.seconds_ago)} ago",
     )
 
@@ -180,19 +191,19 @@ def _unfinished(path: str, state: status.Status) -> Iterator[str]:
     counts = {"done": state.done} | {name: len(state.of(name)) for name in names}
     counts["waiting"] = len(state.waiting)
     yield f"<h3>{_text(path)} <small>{_text(state.kind)}</small></h3>"
-    told = [_numbers(counts) + f" of {state.num_shards:,} shards"]
+    words = [_numbers(counts) + f" of {state.num_shards:,} shards"]
     if state.rows:
-        told.append(f"so far {_text(size_in_words(state.rows, state.tokens))}")
+        words.append(f"so far {_text(size_in_words(state.rows, state.tokens))}")
     rate = status.rates(state)
-    told += (f"{value:,.3g} {_text(unit)}/s" for unit, value in rate.items())
+    words += (f"{value:,.3g} {_text(unit)}/s" for unit, value in rate.items())
     if state.seconds_left is not None:
-        told.append(f"about {duration(state.seconds_left)} left")
-    yield f"<p>{'; '.join(told)}</p>"
+        words.append(f"about {duration(state.seconds_left)} left")
+    yield f"<p>{'; '.join(words)}</p>"
     yield _bar(state.done, state.num_shards, "shards done")
     for name, (count, total) in state.parts.items():
         yield f"<p>{_text(name)}: {count:,} of {total:,} parts</p>"
     if not state.of("running"):
-        yield '<p class="bad">Nobody is at work: run the command that makes it again.</p>'
+        yield '<p class="bad">No worker is running: run the command that makes it again.</p>'
     if state.workers:
         yield from _table(("shard", "state", "", "done", "rate", "who"), _workers(state.workers))
 
@@ -200,9 +211,9 @@ def _unfinished(path: str, state: status.Status) -> Iterator[str]:
 def _workers(workers: Sequence[status.Worker]) -> Iterator[Sequence[str]]:
     order = {"failed": 0, "lost": 1, "stopped": 2, "running": 3}
     for worker in sorted(workers, key=lambda worker: (order[worker.state], worker.shard))[:100]:
-        told = worker.progress
-        done, total, unit = told.get("done"), told.get("total"), told.get("unit") or ""
-        of = f" of {total:,.0f}" if total else ""
+        report = worker.progress
+        done, total, unit = report.get("done"), report.get("total"), report.get("unit") or ""
+        of_total = f" of {total:,.0f}" if total else ""
         mark = ' class="bad"' if worker.state in ("failed", "lost") else ""
         error = f"<br><small>{_text(worker.error)}</small>" if worker.error else ""
         yield (
@@ -210,8 +221,8 @@ def _workers(workers: Sequence[status.Worker]) -> Iterator[Sequence[str]]:
             f"<span{mark}>{_text(worker.state)}</span><br>"
             f"<small>{duration(worker.seconds_ago)} ago</small>",
             _bar(done, total, f"shard {worker.shard}"),
-            "" if done is None else f"{done:,.0f}{of} {_text(unit)}",
-            f"{told['rate']:,.3g} {_text(unit)}/s" if told.get("rate") else "",
+            "" if done is None else f"{done:,.0f}{of_total} {_text(unit)}",
+            f"{report['rate']:,.3g} {_text(unit)}/s" if report.get("rate") else "",
             f"{_text(worker.who)}, {_text(worker.phase)}{error}",
         )
 
@@ -224,7 +235,7 @@ def _runs(runs: Sequence[watch.Run]) -> Iterator[str]:
 
 
 def _run_row(run: watch.Run) -> Sequence[str]:
-    of = f" of {run.steps:,}" if run.steps is not None else ""
+    of_steps = f" of {run.steps:,}" if run.steps is not None else ""
     speed = f"<br><small>{run.tokens_per_second:,.0f}/s</small>" if run.tokens_per_second else ""
     if run.finished:
         left = '<span class="good">finished</span>'
@@ -238,7 +249,7 @@ def _run_row(run: watch.Run) -> Sequence[str]:
         _text(run.path),
         f"{run.losses[-1][1]:.4g}",
         _curve(run.losses),
-        f"{run.step:,}{of}{_bar(run.step, run.steps, 'steps')}",
+        f"{run.step:,}{of_steps}{_bar(run.step, run.steps, 'steps')}",
         f"{run.tokens:,}{speed}",
         evaluations,
         left,

@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from models.terminal import say
+from models.terminal import escaped, say
 from pruning.cli import status_page
 from pruning.store.manifest import ArtifactError
+
+ADDRESS = "127.0.0.1:8321"
 
 _READ_EVERY = 1.0  # seconds
 _HEADERS = {
@@ -63,7 +65,7 @@ def serve(
         )
     page = _Cached(lambda: status_page.rendered(paths))
     try:
-        server = _Server((host, port), _handler(page, any_host=public))
+        server = _Server((host, port), _handler(page, any_host=public and not _is_loopback(host)))
     except OSError as error:
         raise AddressError(
             f"cannot serve on {host}:{port} ({error.strerror or error}): give another, "
@@ -84,7 +86,7 @@ def _parsed(address: str) -> tuple[str, int]:
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdecimal() or int(port) > 65535:
         raise AddressError(
-            f"{address!r} is no address: give --address=PORT or --address=HOST:PORT."
+            f"{address!r} is not an address: give --address=PORT or --address=HOST:PORT."
         )
     return host, int(port)
 
@@ -151,8 +153,9 @@ def _handler(page: Callable[[], bytes], any_host: bool) -> type[BaseHTTPRequestH
                 self.send_error(403, "this page is served to this machine alone")
             elif self.path.partition("?")[0] != "/":
                 self.send_error(404)
+            elif (content := self._made()) is None:
+                self.send_error(500, "the page cannot be made; the server's terminal says why")
             else:
-                content = page()
                 self.send_response(200)
                 for key, value in _HEADERS.items():
                     self.send_header(key, value)
@@ -160,6 +163,15 @@ def _handler(page: Callable[[], bytes], any_host: bool) -> type[BaseHTTPRequestH
                 self.end_headers()
                 if send:
                     self.wfile.write(content)
+
+        def _made(self) -> bytes | None:
+            """Return the page, or None after a line on stderr if it cannot be made."""
+            try:
+                return page()
+            except Exception as error:  # of any file below, which others may have written
+                reason = escaped(f"{type(error).__name__}: {error}")
+                say(f"error: the page cannot be made: {reason}", error=True)
+                return None
 
         def log_message(self, format: str, *args: object) -> None:
             """Log nothing."""
@@ -172,5 +184,5 @@ def require_any(paths: Sequence[str]) -> None:
     for path in paths:
         if not Path(path).is_dir():
             raise ArtifactError(
-                f"{path} is no directory on this machine: give one with work in it."
+                f"{path} is not a directory on this machine: give one with work in it."
             )

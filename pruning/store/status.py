@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -117,7 +118,7 @@ def look(path: epath.PathLike, now: float | None = None) -> Status:
     workers += _without_signs(path, done | {worker.shard for worker in workers}, now)
     workers.sort(key=lambda worker: worker.shard)
     touched = done | {worker.shard for worker in workers}
-    timed = [record for record in records if "ended" in record]
+    timed = [r for r in records if r.get("began") is not None and r.get("ended") is not None]
     return Status(
         kind=plan["kind"],
         num_shards=total,
@@ -139,13 +140,15 @@ def _is(name: str, prefix: str) -> bool:
 
 def _shard_of(file: str) -> int | None:
     """Return the shard in the name of a data file; None for a name of another form."""
-    number = re.match(r"\.?data-(\d+)-", file)
+    number = re.match(r"\.?data-(\d{1,18})-", file)
     return int(number[1]) if number else None
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None when it is missing, incomplete or of another kind."""
     try:
+        if "://" not in os.fspath(path) and not Path(path).is_file():  # reading a pipe could block
+            return None
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
@@ -155,6 +158,7 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
 
 
 _NUMBER = (int, float)
+_LARGEST = 1e18  # of a number in a file; sums and products of larger ones overflow
 # Keys and their types; a name that ends in "?" may be absent or None.
 _RECORD: dict[str, Any] = {
     "shard": {"file": str, "rows": int, "tokens": int},
@@ -182,8 +186,9 @@ _SIGN: dict[str, Any] = {
 def _fits(value: Any, kind: Any) -> bool:
     """Return whether a JSON value has the types of `_RECORD` or `_SIGN`: files may be damaged."""
     if not isinstance(kind, dict):
-        finite = not isinstance(value, float) or math.isfinite(value)
-        return isinstance(value, kind) and not isinstance(value, bool) and finite
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        return not isinstance(value, int | float) or abs(value) <= _LARGEST  # False for NaN
     if not isinstance(value, dict):
         return False
     for name, inner in kind.items():
@@ -206,9 +211,9 @@ def _worker(sign: Mapping[str, Any], now: float) -> Worker:
         shard=sign["shard"],
         state="failed" if "error" in sign else state,
         who=f"{number}{sign['host']}, process {sign['process']}",
-        phase=sign.get("phase", "works"),
+        phase=sign.get("phase") or "works",
         seconds_ago=ago,
-        progress=sign.get("progress", {}),
+        progress=sign.get("progress") or {},
         error=sign.get("error"),
     )
 
@@ -341,16 +346,16 @@ def _rate(status: Status) -> Iterator[str]:
 
 def _words(worker: Worker) -> str:
     ago = f"{duration(worker.seconds_ago)} ago"
-    told = [f"{worker.who} {worker.phase}"]
-    progress = worker.progress
-    if "done" in progress:
-        of = f" of {progress['total']:,}" if progress.get("total") else ""
-        told.append(f"{progress['done']:,}{of} {progress['unit']}")
+    words = [f"{worker.who} {worker.phase}"]
+    progress, unit = worker.progress, worker.progress.get("unit") or "units"
+    if progress.get("done") is not None:
+        total = f" of {progress['total']:,}" if progress.get("total") else ""
+        words.append(f"{progress['done']:,}{total} {unit}")
     if progress.get("rate"):
-        told.append(f"{progress['rate']:,.0f} {progress['unit']}/s")
+        words.append(f"{progress['rate']:,.0f} {unit}/s")
     if worker.state == "failed":
         return f"{worker.who}, {ago}: {escaped(worker.error or '')}"
     if worker.state == "stopped":
         return f"{worker.who} was told to end, {ago}"
-    told.append(f"last heard of {ago}" if worker.state == "lost" else f"seen {ago}")
-    return ", ".join(told)
+    words.append(f"last heard of {ago}" if worker.state == "lost" else f"seen {ago}")
+    return ", ".join(words)

@@ -5,11 +5,12 @@
 
 Choices
 - Everything is read from the files that the work itself writes: heartbeats and records of shards
-  (status.py), a run's metrics.jsonl, logs and notes of a study's stages. Nothing is written, and no
-  process is asked.
-- Files may be incomplete, damaged or of strangers. What cannot be read is a `Problem` or is left
-  out; it never ends the search.
-- A manifest is read again only after it has changed.
+  (status.py), a run's metrics.jsonl, logs and notes of a study's stages. Nothing is written.
+  Processes are not contacted.
+- Files may be incomplete, damaged or hostile. What cannot be read is a `Problem` or is left out; it
+  never ends the search. Only regular files are read: reading a pipe could block.
+- Manifests and metrics are read again only after they have changed.
+- Finished artifacts are not searched for further work.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from pruning.store import status
-from pruning.store.artifact import is_finished
 from pruning.store.manifest import MANIFEST, UNFINISHED, ArtifactError
 
 STAGES = "stages"  # directory of a study's logs and notes
@@ -37,6 +37,9 @@ _MOST = 2000  # directories
 _NOT_SEARCHED = {UNFINISHED, STAGES, "checkpoints", "report"}
 _LONGEST_METRICS = 1 << 26  # bytes
 _RECENT = 20  # logged steps from which the rate of a run is taken
+_LARGEST = 1e18  # of a number in a file; sums and products of larger ones overflow
+_SILENT = 1800.0  # seconds without a report or a line of the log after which a stage counts as lost
+_DAMAGED = (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +90,12 @@ class Stage:
     """A stage of a study.
 
     Attributes:
-      state: "finished", "running", "failed" or "waiting".
+      state: "finished", "running", "failed", "lost" or "waiting". A lost stage was running and has
+        reported nothing for half an hour: its process was probably killed.
       seconds: time that a finished stage took.
-      seconds_ago: time since a running stage's last report.
-      progress: the last report of a running stage: name, done, total, unit, rate, seconds_left,
-        loss, as far as reported.
+      seconds_ago: time since a running or lost stage's last report.
+      progress: the last report of a running or lost stage: name, done, total, unit, rate,
+        seconds_left, loss, as far as reported.
       message: why it failed.
     """
 
@@ -125,7 +129,7 @@ def find(path: epath.PathLike, now: float | None = None) -> Iterator[Found]:
       now: reference time of ages, in seconds since 1970; None for the current time.
     """
     now = time.time() if now is None else now
-    stack, seen = [(epath.Path(path), 0)], 0
+    stack, seen = [(Path(path), 0)], 0
     while stack:
         directory, depth = stack.pop()
         seen += 1
@@ -133,62 +137,132 @@ def find(path: epath.PathLike, now: float | None = None) -> Iterator[Found]:
             yield Problem(str(path), f"only the first {_MOST:,} directories were looked at")
             return
         try:
-            names = {entry.name: entry for entry in directory.iterdir()}
-            yield from _in(directory, set(names), now)
-            if depth < _DEEPEST:
-                inner = [
-                    entry
-                    for name, entry in names.items()
-                    if name not in _NOT_SEARCHED and name[0] != "." and entry.is_dir()
-                ]
-                ordered = sorted(inner, key=lambda entry: entry.name, reverse=True)
-                stack += ((entry, depth + 1) for entry in ordered)
-        except (OSError, ArtifactError) as error:
-            if depth == 0 or isinstance(error, ArtifactError):
+            names = {entry.name for entry in directory.iterdir()}
+        except OSError as error:
+            if depth == 0:
                 yield Problem(str(directory), str(error))
+            continue
+        found = list(_in(directory, names, now))
+        yield from found
+        is_finished = any(isinstance(item, Artifact) and not item.unfinished for item in found)
+        if depth < _DEEPEST and not is_finished:
+            inner = sorted(name for name in names - _NOT_SEARCHED if name[0] != ".")
+            below = [directory / name for name in reversed(inner)]
+            stack += ((entry, depth + 1) for entry in below if _is_directory(entry))
 
 
-def _in(directory: epath.Path, names: set[str], now: float) -> Iterator[Found]:
-    if STAGES in names and (found := _study(directory, now)) is not None:
-        yield found
-    if _METRICS in names and (run := _run(directory, now)) is not None:
-        yield run
-    if MANIFEST in names and is_finished(directory):
-        manifest = directory / MANIFEST
-        yield Artifact(str(directory), None, _finished_lines(directory, manifest.stat().mtime))
-    elif UNFINISHED in names and (directory / UNFINISHED / "plan.json").exists():
-        yield Artifact(str(directory), status.look(directory, now))
+def _in(directory: Path, names: set[str], now: float) -> Iterator[Found]:
+    """Yield what is in a directory itself, `names`; a problem in place of what cannot be read."""
+    readers: dict[str, Callable[[Path, float], Found | None]] = {
+        STAGES: _study,
+        _METRICS: _run,
+        MANIFEST: _finished,
+    }
+    if MANIFEST not in names:
+        readers[UNFINISHED] = _unfinished
+    for name, read in readers.items():
+        if name in names:
+            try:
+                found = read(directory, now)
+            except ArtifactError as error:
+                found = Problem(str(directory), str(error))
+            except _DAMAGED as error:
+                message = f"{name} cannot be read ({type(error).__name__}: {error})"
+                found = Problem(str(directory), message)
+            if found is not None:
+                yield found
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _finished(directory: Path, now: float) -> Artifact | None:
+    manifest = directory / MANIFEST
+    if not manifest.is_file():
+        return None
+    return Artifact(str(directory), None, _finished_lines(directory, manifest.stat().st_mtime_ns))
+
+
+def _unfinished(directory: Path, now: float) -> Artifact | None:
+    if not (directory / UNFINISHED / "plan.json").is_file():
+        return None
+    return Artifact(str(directory), status.look(directory, now))
 
 
 @functools.lru_cache(maxsize=4096)
-def _finished_lines(directory: epath.Path, changed: float) -> tuple[str, ...]:
+def _finished_lines(directory: Path, changed: int) -> tuple[str, ...]:
     return tuple(status.lines(directory))
 
 
-def _json(file: epath.Path) -> dict[str, Any]:
+def _json(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file; {} where it is missing, damaged or of another kind."""
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Return a number; None for any other value, NaN, and numbers beyond `_LARGEST`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if abs(value) <= _LARGEST else None
 
 
 # --------------------------------------------------------------------------------------------------
 # Training runs
 
 
-def _run(directory: epath.Path, now: float) -> Run | None:
+@dataclasses.dataclass(frozen=True)
+class _Logged:
+    """Content of metrics.jsonl: lines of recent steps, and `losses` and `evaluations` of `Run`."""
+
+    recent: Sequence[Mapping[str, Any]]
+    losses: Sequence[tuple[int, float]]
+    evaluations: Mapping[str, float]
+
+
+_parsed: dict[Path, tuple[tuple[int, int], _Logged]] = {}  # and time and size of the file
+
+
+def _run(directory: Path, now: float) -> Run | None:
     file = directory / _METRICS
-    stat = file.stat()
-    if stat.length > _LONGEST_METRICS:
+    if not file.is_file():
         return None
+    stat = file.stat()
+    if stat.st_size > _LONGEST_METRICS:
+        return None
+    version = stat.st_mtime_ns, stat.st_size
+    if file not in _parsed or _parsed[file][0] != version:
+        if len(_parsed) >= _MOST:
+            _parsed.clear()
+        _parsed[file] = version, _logged(file)
+    logged = _parsed[file][1]
+    if not logged.recent:
+        return None
+    last = logged.recent[-1]
+    train = _json(directory / "config.json").get("train")
+    steps = _number(train.get("steps")) if isinstance(train, dict) else None
+    return Run(
+        path=str(directory),
+        step=int(last["step"]),
+        steps=None if steps is None else int(steps),
+        tokens=int(_number(last.get("tokens")) or 0),
+        losses=logged.losses,
+        evaluations=logged.evaluations,
+        tokens_per_second=_number(last.get("tokens_per_second")),
+        seconds_left=_seconds_left(logged.recent, steps),
+        seconds_ago=max(now - stat.st_mtime, 0.0),
+        finished=(directory / "result.json").exists(),
+    )
+
+
+def _logged(file: Path) -> _Logged:
     train: list[dict[str, Any]] = []
     evaluations: dict[str, float] = {}
     for text in file.read_text().split("\n")[:-1]:
@@ -203,23 +277,8 @@ def _run(directory: epath.Path, now: float) -> Run | None:
             train.append(line)
         elif line.get("kind") == "eval" and loss is not None:
             evaluations[str(line.get("name"))] = loss
-    if not train:
-        return None
-    last = train[-1]
-    begun = _json(directory / "config.json").get("train")
-    steps = _number(begun.get("steps")) if isinstance(begun, dict) else None
-    return Run(
-        path=str(directory),
-        step=int(last["step"]),
-        steps=None if steps is None else int(steps),
-        tokens=int(_number(last.get("tokens")) or 0),
-        losses=[(int(line["step"]), float(line["loss"])) for line in train],
-        evaluations=evaluations,
-        tokens_per_second=_number(last.get("tokens_per_second")),
-        seconds_left=_seconds_left(train[-_RECENT:], steps),
-        seconds_ago=max(now - stat.mtime, 0.0),
-        finished=(directory / "result.json").exists(),
-    )
+    losses = [(int(line["step"]), float(line["loss"])) for line in train]
+    return _Logged(train[-_RECENT:], losses, evaluations)
 
 
 def _seconds_left(recent: Sequence[Mapping[str, Any]], steps: float | None) -> float | None:
@@ -234,7 +293,7 @@ def _seconds_left(recent: Sequence[Mapping[str, Any]], steps: float | None) -> f
 # Studies
 
 
-def _study(directory: epath.Path, now: float) -> Study | None:
+def _study(directory: Path, now: float) -> Study | None:
     records = directory / STAGES
     listed = _json(records / STAGE_LIST)
     stages = listed.get("stages")
@@ -252,40 +311,65 @@ def _study(directory: epath.Path, now: float) -> Study | None:
 
 def _is_name(name: Any) -> bool:
     """Return whether this names files below the directory of the records."""
-    return isinstance(name, str) and name[:1] != "/" and ".." not in name.split("/")
+    if not isinstance(name, str) or name[:1] == "/" or ".." in name.split("/"):
+        return False
+    return "\0" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _stage(records: epath.Path, name: str, now: float) -> Stage:
-    if "seconds" in (note := _json(records / f"{name}.json")):
-        return Stage(name, "finished", _number(note["seconds"]))
+def _stage(records: Path, name: str, now: float) -> Stage:
+    """Return the state of a stage.
+
+    The scheduler removes a note of a failure when the stage starts, and a report of progress when
+    it ends. The note of an earlier success remains, so it counts only where neither is present.
+    """
+    file, log = records / f"{name}.progress", records / f"{name}.log"
+    if (reported := _changed(file)) is not None:
+        return _started(name, file, max(reported, _changed(log) or 0.0), now)
     if message := _json(records / f"{name}.failed").get("message"):
         return Stage(name, "failed", message=str(message))
-    file = records / f"{name}.progress"
+    if "seconds" in (note := _json(records / f"{name}.json")):
+        return Stage(name, "finished", _number(note["seconds"]))
+    return Stage(name, "waiting")
+
+
+def _changed(file: Path) -> float | None:
+    """Return when a regular file was changed; None where there is none."""
     try:
-        ago = max(now - file.stat().mtime, 0.0)
+        return file.stat().st_mtime if file.is_file() else None
     except OSError:
-        return Stage(name, "waiting")
-    told = _json(file)
-    fields = told.pop("fields", None)
+        return None
+
+
+def _started(name: str, file: Path, changed: float, now: float) -> Stage:
+    ago = max(now - changed, 0.0)
+    is_lost = ago > _SILENT
+    report = _json(file)
+    fields = report.get("fields")
     numbers = ("done", "total", "rate", "seconds_left")
-    progress: dict[str, Any] = {key: _number(told.get(key)) for key in numbers}
-    progress |= {key: str(told[key]) for key in ("name", "unit") if key in told}
+    progress: dict[str, Any] = {key: _number(report.get(key)) for key in numbers}
+    progress |= {key: str(report[key]) for key in ("name", "unit") if key in report}
     progress["loss"] = _number(fields.get("loss")) if isinstance(fields, dict) else None
-    return Stage(name, "running", seconds_ago=ago, progress=progress)
+    if is_lost:
+        progress |= {"rate": None, "seconds_left": None}
+    return Stage(name, "lost" if is_lost else "running", seconds_ago=ago, progress=progress)
 
 
 def _study_left(
     stages: Sequence[Stage], costs: Mapping[str, float], workers: float | None
 ) -> float | None:
-    """Return expected seconds of unfinished stages, corrected by the finished ones, per worker."""
+    """Return expected seconds of unfinished stages, corrected by the finished ones, per worker.
+
+    None where no stage has finished, or where stages are lost and none is running.
+    """
     taken = [(stage.seconds, costs[stage.name]) for stage in stages if stage.seconds is not None]
     expected = sum(cost for _, cost in taken)
-    if not expected:
+    states = {stage.state for stage in stages}
+    if not expected or ("lost" in states and "running" not in states):
         return None
     ratio = sum(seconds for seconds, _ in taken) / expected
     left = 0.0
     for stage in stages:
-        told = stage.progress.get("seconds_left")
-        if stage.state in ("running", "waiting"):
-            left += costs[stage.name] * ratio if told is None else told
-    return left / max(workers or 1, 1)
+        reported = stage.progress.get("seconds_left")
+        if stage.state in ("running", "lost", "waiting"):
+            left += costs[stage.name] * ratio if reported is None else reported
+    return _number(left / max(workers or 1, 1))

@@ -300,6 +300,8 @@ _ODD_FILES = {
         '"seconds": 1}\n',
         '{"step": 6, "kind": "train", "loss": 1, "tokens": 1e999, "target_tokens": 1, "flops": 1, '
         '"seconds": 1}\n',
+        '{"step": 6, "kind": "train", "loss": 1, "tokens": %s, "target_tokens": 1, "flops": 1, '
+        '"seconds": 1}\n' % ("9" * 400),
     ],
 }
 

@@ -54,10 +54,15 @@ def test_what_is_no_run_is_refused(run, tmp_path):
         '{"step": 1, "kind": "eval", "loss": 1.0}',
         '{"step": 1, "kind": "eval", "name": 7, "loss": 1.0}',
         '{"step": 1, "kind": "event", "step": []}',
+        '{"step": %s, "kind": "event"}' % ("9" * 400),
+        '{"step": 1, "kind": "train", "loss": %s, "tokens": 1}' % ("9" * 400),
     ):
         (run / "metrics.jsonl").write_text(f"{line}\n")
         with pytest.raises(ArtifactError, match=r"is damaged.*Copy it again"):
             run_page.read(run)
+    (run / "metrics.jsonl").write_text('{"step": 1, "kind": "foo"}\n')
+    with pytest.raises(ArtifactError, match="kind is 'foo'"):
+        run_page.read(run)
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(ArtifactError, match="no logged steps yet"):
         run_page.write(run, run / "report")

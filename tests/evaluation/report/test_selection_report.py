@@ -133,3 +133,15 @@ def test_chance_is_the_overlap_of_independent_selections():
     assert pair["jaccard"] == pytest.approx(pair["chance"], rel=0.02)
     drawing = overlap_picture.drawn(found.kept(), found.intersections(2))
     assert drawing.count("<circle") == 2 * 3  # two selections, three columns
+    assert drawing.count("documents kept by none<") == 1 and "none alone" not in drawing
+
+
+def test_every_input_is_recorded_whatever_selections_are_called(small_corpus, selections, tmp_path):
+    few, many = selections["few"], selections["many"]
+    named = {"corpus": few, "within": many}
+    config = SelectionReportConfig(str(small_corpus), named, str(tmp_path), within=few)
+    selection_report.run(config)
+    inputs = json.loads((tmp_path / "report.json").read_text())["inputs"]
+    assert inputs.keys() == {"corpus", "within", "selection corpus", "selection within"}
+    assert inputs["selection corpus"] == inputs["within"] != inputs["selection within"]
+    assert {file.suffix for file in tmp_path.glob("kept_by_length.*")} == {".svg", ".png"}

@@ -52,10 +52,16 @@ def test_the_shipped_study_of_your_own_is_short():
             configuration.build(module.NAME, module.CONFIGURABLES, files, bindings)
 
 
-def test_settings_of_what_a_study_does_not_use_are_ignored_and_unknown_names_refused():
+def test_settings_of_what_a_study_does_not_use_are_ignored_and_unknown_names_refused(
+    capsys,
+):
     """configs/study.gin sets the likelihood's; a study of Ask-LLM alone has none."""
     found = completed(named_study("random", settings={"likelihood": {"WINDOW": 64}}))
     assert "likelihood" not in found.stages
+    settings = {"likelihood": {"WINDOW": 64}, "random": {"Select.seed": 3}}
+    study.run(named_study("random", settings=settings), dry_run=True)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("uses the settings of likelihood")
     with pytest.raises(EvaluationError, match="likelihod"):
         completed(named_study("random", settings={"likelihod": {"WINDOW": 64}}))
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from pruning.cli import main as commands
-from pruning.cli import status_page
+from pruning.cli import status_page, status_server
 from pruning.store import heartbeat, watch
 from pruning.store.build import Build
 
@@ -121,6 +122,150 @@ def test_damaged_files_are_passed_over(tmp_path, content):
     assert "</html>" in page and "damaged" in page
 
 
+def sign(**more: object) -> str:
+    found = {"shard": 1, "seen": 1.0, "every": 5.0, "host": "here", "process": 1}
+    return json.dumps(found | more)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("metrics.jsonl", b"\xff\n"),
+        ("metrics.jsonl", b'{"kind": "train", "loss": 1, "step": %s}\n' % (b"9" * 400)),
+        ("stages/stages.json", b'{"stages": [{"name": "a\\u0000b"}, {"name": "\\ud800"}]}'),
+        ("unfinished/worker-00001-of-00003.json", sign(seen=int("9" * 400)).encode()),
+        ("unfinished/worker-00001-of-00003.json", sign(progress=None).encode()),
+        (
+            "unfinished/data-00001.json",
+            b'{"ended": 2, "shard": {"file": "data-00001-of-3", "rows": 1, "tokens": 1}}',
+        ),
+        ("manifest.json", b"{"),
+    ],
+)
+def test_an_odd_file_hides_no_other_work(tmp_path, name, content):
+    odd = tmp_path / "odd"
+    Build(odd, "numbers", {}, {}, 3, pa.schema([("doc_id", pa.int64())]))
+    (odd / name).parent.mkdir(exist_ok=True)
+    (odd / name).write_bytes(content)
+    for below in ("odd/below", "other"):
+        step = {"kind": "train", "step": 1, "loss": 2.0, "tokens": 3}
+        lines(tmp_path / below / "metrics.jsonl", [step])
+    found = list(watch.find(tmp_path))
+    paths = {item.path for item in found if isinstance(item, watch.Run)}
+    assert paths == {str(odd / "below"), str(tmp_path / "other")}
+    assert "</html>" in status_page.rendered([str(tmp_path)])
+    problems = [item.message for item in found if isinstance(item, watch.Problem)]
+    assert len(problems) == (content in (b"\xff\n", b"{"))
+
+
+def test_pipes_are_not_read(tmp_path):
+    Build(tmp_path, "numbers", {}, {}, 3, pa.schema([("doc_id", pa.int64())]))
+    (tmp_path / "stages").mkdir()
+    for name in ("metrics.jsonl", "stages/stages.json", "unfinished/worker-00001-of-00003.json"):
+        os.mkfifo(tmp_path / name)
+    assert [type(item) for item in watch.find(tmp_path)] == [watch.Artifact]
+
+
+def test_metrics_are_parsed_again_only_after_a_change(tmp_path, monkeypatch):
+    step = {"kind": "train", "step": 1, "loss": 2.0, "tokens": 3}
+    lines(tmp_path / "metrics.jsonl", [step])
+    [first] = watch.find(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, "_logged", None)
+        (tmp_path / "result.json").touch()
+        [second] = watch.find(tmp_path)
+    assert second.finished and second.losses == first.losses
+    lines(tmp_path / "metrics.jsonl", [step, step | {"step": 2}])
+    [third] = watch.find(tmp_path)
+    assert third.step == 2
+
+
+def test_a_stage_that_runs_again_is_not_finished_and_a_silent_one_is_lost(tmp_path):
+    records = tmp_path / "stages"
+    names = [{"name": name, "seconds": 10.0} for name in ("a", "b")]
+    write(records / "stages.json", {"stages": names})
+    for name in ("a", "b"):
+        write(records / f"{name}.json", {"seconds": 20.0})
+
+    def study(now: float | None = None) -> watch.Study:
+        [found] = watch.find(tmp_path, now)
+        return found
+
+    def state(now: float | None = None) -> str:
+        return study(now).stages[1].state
+
+    assert state() == "finished"
+    write(records / "b.failed", {"message": "no"})
+    assert state() == "failed"
+    write(records / "b.progress", {"seconds_left": 5.0})
+    assert state() == "running" and study().seconds_left == 5.0
+    later = time.time() + 9213
+    assert state(later) == "lost" and study(later).seconds_left is None
+    page = status_page.rendered([str(tmp_path)], later)
+    assert "1 lost" in page and "command again" in page and "left</p>" not in page
+
+
+def test_titles_and_names_of_several_directories(tmp_path):
+    assert "<title>nothing yet: " in status_page.rendered([str(tmp_path)])
+    roots = [tmp_path / "ra", tmp_path / "rb"]
+    for root in roots:
+        step = {"kind": "train", "step": 1, "loss": 2.0, "tokens": 3}
+        lines(root / "tiny" / "metrics.jsonl", [step])
+    page = status_page.rendered(list(map(str, roots)))
+    assert all(f'<th scope="row">{root}/tiny</th>' in page for root in roots)
+    assert '<th scope="row">tiny</th>' in status_page.rendered([str(roots[0])])
+
+
+def test_a_page_that_cannot_be_made_is_an_error_of_the_server(capsys):
+    def page() -> bytes:
+        raise KeyError("odd\x1b[2J")
+
+    handler = status_server._handler(page, any_host=False)
+    with status_server._Server(("127.0.0.1", 0), handler) as made:
+        threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"http://127.0.0.1:{made.server_port}/", timeout=20)
+        made.shutdown()
+    error.value.close()
+    assert error.value.code == 500
+    shown = capsys.readouterr().err
+    assert "KeyError" in shown and "\x1b" not in shown
+
+
+def test_loopback_is_checked_on_public_servers_too():
+    codes = []
+
+    def started(port: int) -> None:
+        address = f"http://127.0.0.1:{port}/"
+        request = urllib.request.Request(address, headers={"Host": "evil.example"})
+
+        def ask() -> None:
+            try:
+                urllib.request.urlopen(request, timeout=20).close()
+            except urllib.error.HTTPError as error:
+                codes.append(error.code)
+                error.close()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=ask, daemon=True).start()
+
+    status_server.serve(["."], "127.0.0.1:0", public=True, started=started)
+    assert codes == [403]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--address=8000"], "need --serve"),
+        (["--public"], "need --serve"),
+        (["--serve", "--watch"], "leave out --watch"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        commands.main(["status", str(tmp_path), *options])
+
+
 @pytest.fixture
 def server(work) -> Iterator[tuple[subprocess.Popen, str]]:
     command = [sys.executable, "-m", "pruning", "status", "--serve", str(work), "--address=0"]
@@ -158,7 +303,7 @@ def test_it_is_served_to_this_machine_until_ctrl_c(server):
     [
         (["--address=0.0.0.0:0"], "can be reached by other machines"),
         (["--address=example.org:80"], "give --public as well"),
-        (["--address=x"], "is no address"),
+        (["--address=x"], "is not an address"),
     ],
 )
 def test_other_addresses_are_refused(tmp_path, capsys, arguments, message):
