@@ -105,17 +105,19 @@ class DisentangledAttention(nnx.Module):
           plan: plan of the plain kernel.
           rotation: relative positions [1, 2 * length, d_model], from `RelativePositions`.
         """
-        query, key, value = (self._heads(of(x)) for of in (self.query, self.key, self.value))
+        query, key, value = (
+            self._heads(project(x)) for project in (self.query, self.key, self.value)
+        )
         bias: Any = None
         if self.relative.to_position:
-            of = self.key if self.relative.shared else self.position_key
-            positions = self._heads(of(rotation))[0]  # [2 * length, heads, head_dim]
+            project = self.key if self.relative.shared else self.position_key
+            positions = self._heads(project(rotation))[0]  # [2 * length, heads, head_dim]
             bias = _skewed(einsum("blhd,phd->bhlp", query, positions, jnp.float32))
         if self.relative.from_position:
-            of = self.query if self.relative.shared else self.position_query
+            project = self.query if self.relative.shared else self.position_query
             # The queries of a key are in reverse order, at distances -length .. length - 1. The
             # first of these is not used.
-            positions = self._heads(of(rotation))[0]
+            positions = self._heads(project(rotation))[0]
             positions = jnp.roll(positions[::-1], 1, axis=0)
             scores = _skewed(einsum("blhd,phd->bhlp", key, positions, jnp.float32))
             scores = scores.swapaxes(2, 3)

@@ -43,15 +43,15 @@ def columns(table: Any) -> list[str]:
 
 def taken(table: Table, rows: np.ndarray) -> Table:
     """Return a table of the same kind with the rows of these numbers, int64 [n], in this order."""
-    of: Any = table
-    kind = _kind(of)
+    frame: Any = table
+    kind = _kind(frame)
     if kind == "pandas":
-        return of.iloc[rows]
+        return frame.iloc[rows]
     if kind == "polars":
-        return of[rows]
+        return frame[rows]
     if kind == "datasets":
-        return of.select(rows)
-    return of.take(rows)
+        return frame.select(rows)
+    return frame.take(rows)
 
 
 def with_columns(table: Table, added: Mapping[str, pa.ChunkedArray]) -> Table:
@@ -60,25 +60,25 @@ def with_columns(table: Table, added: Mapping[str, pa.ChunkedArray]) -> Table:
     Raises:
       ValueError: the table has a column of one of these names.
     """
-    of: Any = table
-    kind = _kind(of)
-    if twice := [name for name in added if name in columns(of)]:
+    frame: Any = table
+    kind = _kind(frame)
+    if twice := [name for name in added if name in columns(frame)]:
         raise ValueError(f"the table has a column {twice[0]!r} already: rename or drop it.")
     if kind == "pandas":
-        return of.assign(
-            **{name: _series(of, values) for name, values in pa.table(added).to_pandas().items()}
+        return frame.assign(
+            **{name: _series(frame, values) for name, values in pa.table(added).to_pandas().items()}
         )
     if kind == "polars":
         import polars
 
-        return of.with_columns(polars.from_arrow(pa.table(added)))
+        return frame.with_columns(polars.from_arrow(pa.table(added)))
     if kind == "datasets":
         import datasets
 
-        return datasets.concatenate_datasets([of, datasets.Dataset(pa.table(added))], axis=1)
+        return datasets.concatenate_datasets([frame, datasets.Dataset(pa.table(added))], axis=1)
     for name, values in added.items():
-        of = of.append_column(name, values)
-    return of
+        frame = frame.append_column(name, values)
+    return frame
 
 
 def _series(table: Any, values: Any) -> Sequence[Any]:

@@ -253,8 +253,8 @@ def _seconds_left(
     if not at_work:
         return None
     # A worker reports the time left for all of its shards, or for none.
-    told = [worker.progress.get("seconds_left") for worker in at_work]
-    expected = [seconds for seconds in told if seconds is not None]
+    reported = [worker.progress.get("seconds_left") for worker in at_work]
+    expected = [seconds for seconds in reported if seconds is not None]
     if len(expected) == len(at_work):
         return max(expected)
     if not timed:
