@@ -1,7 +1,8 @@
-"""A model that is fitted once in the life of a score set.
+"""A model fitted once per score set.
 
-A fit may differ in its last bits between processes, by their number of threads for example. A
-stage that was interrupted while it scored goes on with the model of its first shards.
+Two fits to the same data may differ in their last bits, for example by the number of threads. All
+shards are therefore scored with one model: a restarted stage reads the stored model, and of two
+processes that fit at the same time, the second reads the model of the first.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ class Model(Protocol):
 def fit_once(
     build: Build, fit: Callable[[], tuple[Model, Mapping[str, Any]]]
 ) -> tuple[bytes, dict[str, Any]]:
-    """Return a stored model and its description from `fit`, which a restart does not call again."""
-    described = Parts(build, "description", 1)
-    stored = Parts(build, "model", 1, beside=(described,))
+    """Return the stored model and its description; call `fit` and store its result if absent."""
+    stored = Parts(build, "fitted", 1)  # a line of JSON, then the model
     if stored.missing():
         model, description = fit()
-        described.write(0, json.dumps(description).encode())
-        stored.write(0, model.to_bytes())
-    return stored.read(0), json.loads(described.read(0))
+        content = json.dumps(description).encode() + b"\n" + model.to_bytes()
+        stored.write(0, content, first_wins=True)
+    described, _, content = stored.read(0).partition(b"\n")
+    return content, json.loads(described)

@@ -69,8 +69,13 @@ def _naming(path: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: epath.PathLike) -> Iterator[HashingFile]:
+def atomic_file(path: epath.PathLike, *, first_wins: bool = False) -> Iterator[HashingFile]:
     """Open a binary file for writing; it appears under its name when the block succeeds.
+
+    Args:
+      first_wins: leave a file that has appeared under this name meanwhile as it is. Exact where
+        the file system has hard links; elsewhere, as on object storage, two files that appear at
+        the same moment may replace one another.
 
     Raises:
       OSError: the file cannot be written (full disk, no permission); the message has the path and
@@ -92,11 +97,26 @@ def atomic_file(path: epath.PathLike) -> Iterator[HashingFile]:
             with _naming(path):
                 file.close()
         with _naming(path):
-            temporary.replace(path)
+            if first_wins:
+                _place_first(temporary, path)
+            else:
+                temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _place_first(temporary: epath.Path, path: epath.Path) -> None:
+    """Give a file its name, or remove it if the name is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links
+        if not path.exists():
+            temporary.replace(path)
+    temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: epath.PathLike, content: bytes) -> None:

@@ -74,17 +74,21 @@ class Parts:
         ]
 
     @contextlib.contextmanager
-    def opened(self, part: int) -> Iterator[HashingFile]:
+    def opened(self, part: int, *, first_wins: bool = False) -> Iterator[HashingFile]:
         """Open a part for writing; it appears when the block ends without an error.
 
         For formats with checksums of their own, as `shuffle.Grouped`. `read` cannot read them.
         """
-        with self.build.yielding(), atomic_file(self.path(part)) as sink:
+        with self.build.yielding(), atomic_file(self.path(part), first_wins=first_wins) as sink:
             yield sink
 
-    def write(self, part: int, content: bytes) -> None:
-        """Write a complete part, with a digest."""
-        with self.opened(part) as sink:
+    def write(self, part: int, content: bytes, *, first_wins: bool = False) -> None:
+        """Write a complete part, with a digest.
+
+        Args:
+          first_wins: keep the part that another process has written meanwhile, if any.
+        """
+        with self.opened(part, first_wins=first_wins) as sink:
             sink.write(content)
             sink.write(_MARK + _digest(content, sink.name))
 

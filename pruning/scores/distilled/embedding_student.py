@@ -11,7 +11,7 @@ Choices
   those of the n-gram student. Agreement with the teacher is measured on these scores, beside the
   agreement of length and of a random score.
 - Ridge regression has a closed form in as many unknowns as a vector has components: a fit takes
-  less than a second. The penalty is chosen on a held-out tenth of the examples.
+  less than a second. Each fold's penalty is chosen on a held-out tenth of the other folds.
 - The layer is stored with the scores and applied to embeddings of another corpus by
   `DistillEmbedding.model`.
 """
@@ -47,7 +47,7 @@ from pruning.store.randomness import Stream
 NAME = "DistillEmbedding"
 MODEL = "layer.npz"
 
-COLUMNS = {"student": Column(pa.float32(), "the teacher's score, as the student predicts it")}
+COLUMNS = {"student": Column(pa.float32(), "the teacher's score, as predicted by the student")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,9 +198,10 @@ def learn(
             f"{len(targets)} documents have a score to learn and an embedding: embed more of them."
         )
     folds = Folds(Stream.EMBEDDING_STUDENT_FOLD, config.seed, config.folds)
-    fold, ids = folds.of(np.concatenate(hashes)), lessons.ids[chosen]
+    contents, ids = np.concatenate(hashes), lessons.ids[chosen]
+    fold = folds.of(contents)
     weights, biases, l2 = ridge.folded(
-        vectors, targets, fold, folds, config.l2, ids, Stream.EMBEDDING_STUDENT_PENALTY
+        vectors, targets, fold, folds, config.l2, contents, Stream.EMBEDDING_STUDENT_PENALTY
     )
     student = Layers(folds, weights, biases)
     return student, {

@@ -3,26 +3,28 @@
     python -m pruning distill_encoder --gin_file=configs/score/distill_encoder.gin ...
     python -m pruning score --gin_file=configs/score/student.gin --gin.MODEL=runs/student ...
 
-The first command fits an encoder (BERT and its kin, or that of a T5) to a teacher's scores of a
+The first command fits an encoder (BERT-like, or that of a T5) to a teacher's scores of a
 part of the corpus, or to a column of the corpus. It writes a model in the usual format. The second
 command scores the corpus, or any other, with it.
 
 Choices
-- The model is the encoder with a head of one value, as published classifiers of one output have
-  it. It is saved, loaded, sharded and packed like them. Documents are framed, truncated and pooled
-  as the encoder's directory says.
+- The model is the encoder with a head of one value, like a published classifier of one output, and
+  is saved, loaded, sharded and packed like one. Special tokens, truncation and pooling of documents
+  follow the encoder's directory.
 - Agreement with the teacher is measured out of fold, beside that of length and of a random score:
   one training for each fold, without its documents. The model that is saved is trained on all.
-- The fold's value of every example is kept with the hash of its tokens. `score` gives this value to
-  examples and their copies (`Student.examples`), so that they have no advantage over the documents
-  that were no examples. A linear student scores everything by the model of a document's fold
-  (folds.py); here that would take as many passes over the corpus as there are folds.
+- The out-of-fold value of every example is kept with the hash of its tokens. `score` gives this
+  value to examples and their copies (`Student.examples`), so that they have no advantage over the
+  documents that were no examples. The label of the model's output names the training, so that
+  examples of another student are refused. A linear student scores every document by the model of
+  its fold (folds.py); here that would take as many passes over the corpus as there are folds.
 - A finished fold is kept on restart.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ import pyarrow as pa
 from models.packing import offsets_of
 from pruning.scores.distilled.lessons import Lessons, agreement, beside
 from pruning.scores.model.scorer import Documents, ScoreError
-from pruning.scores.model.student import KIND
+from pruning.scores.model.student import KIND, label_of
 from pruning.scores.terms import CORPUS, Term
 from pruning.scores.text.folds import Folds
 from pruning.store import late
@@ -109,6 +111,9 @@ class DistillEncoderConfig:
             raise ValueError(
                 "learn from a teacher, or from a column of the corpus (score=corpus:NAME)."
             )
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"learning_rate is above 0, or None for the default, not {rate}.")
 
 
 CONFIGURABLES: dict[str, type] = {NAME: DistillEncoderConfig}
@@ -121,11 +126,11 @@ def run(config: DistillEncoderConfig) -> Artifact:
     Raises:
       ArtifactError: corpus and teacher do not belong together, or the teacher has no scores.
       VocabularyError: the model has another vocabulary than the corpus.
-      ScoreError: the model has no encoder.
+      ScoreError: the model has no encoder, or its family no heads.
     """
     from models import checkpoints, weights
     from pruning.corpus.reader import load_corpus
-    from pruning.scores.distilled.encoder_training import EncoderTraining
+    from pruning.scores.distilled.encoder_training import EncoderTraining, Shapes
     from pruning.scores.model.framed import Framed
     from pruning.scores.model.loading import corpus_for
 
@@ -138,7 +143,14 @@ def run(config: DistillEncoderConfig) -> Artifact:
         inputs["teacher"] = teacher
     model, params = weights.load(config.model)
     if not model.config.has_encoder:
-        raise ScoreError(f"{config.model} has no encoder: give a BERT or its kin, or a T5.")
+        raise ScoreError(f"{config.model} has no encoder: {_SUGGESTION}.")
+    settings = {k: v for k, v in config_of(config).items() if k not in _PLACES}
+    settings["model"] = f"{checkpoints.fingerprints({'params': params})['params']:08x}"
+    label = label_of(settings, {name: one.digest for name, one in inputs.items()})
+    try:
+        shapes = Shapes.of(model.config, config.max_tokens, label)
+    except ValueError as error:
+        raise ScoreError(f"{config.model} cannot be a student ({error}): {_SUGGESTION}.") from error
     corpus = corpus_for(config.model, model.config, own, config.tokenizer)
     head = model.config.head
     framed = Framed.of(
@@ -148,8 +160,6 @@ def run(config: DistillEncoderConfig) -> Artifact:
         "" if head is None else head.prompt,
         head is not None and head.lower_case,
     )
-    settings = {k: v for k, v in config_of(config).items() if k not in _PLACES}
-    settings["model"] = f"{checkpoints.fingerprints({'params': params})['params']:08x}"
     build = Build(config.output, KIND, settings, inputs, 1, _SCHEMA)
     if build.finished:
         return load_artifact(build.path, KIND)
@@ -162,15 +172,18 @@ def run(config: DistillEncoderConfig) -> Artifact:
     folds = Folds(Stream.ENCODER_STUDENT_FOLD, config.seed, config.folds)
     fold = folds.of(hashes)
     started = time.perf_counter()
+    rate = config.learning_rate
+    if rate is None:
+        rate = T5_RATE if model.config.family == "t5" else RATE
     training = EncoderTraining(
-        model,
+        shapes,
         params,
         windows.sides[0],
         targets,
-        max_tokens=config.max_tokens,
+        hashes,
         steps=config.steps,
         batch_size=config.batch_size,
-        learning_rate=config.learning_rate or (T5_RATE if model.config.family == "t5" else RATE),
+        learning_rate=rate,
         seed=config.seed,
         dtype=config.dtype,
     )
@@ -209,6 +222,7 @@ def run(config: DistillEncoderConfig) -> Artifact:
 
 
 _PLACES = ("class", "corpus", "teacher", "output")
+_SUGGESTION = "give a BERT-like encoder or a T5"
 
 
 def read_documents(corpus: Corpus, lessons: Lessons, framed: Framed) -> Documents:

@@ -4,9 +4,11 @@ Choices
 - Training is a few thousand steps on short rows. A separate loop is shorter than a configuration of
   the trainer, which is made for restarts and long runs.
 - The new layer begins with the ridge regression of the targets on the encoder's pooled outputs, and
-  all weights are trained from there. From a random layer, the first steps would distort what the
-  encoder knows (Kumar et al., arXiv 2202.10054).
+  all weights are trained from there. With a random layer, the first steps would distort the
+  encoder's features (Kumar et al., arXiv 2202.10054).
 - The loss is least squares on scores of mean 0 and variance 1.
+- Which documents choose the penalty of that regression is drawn by content: with copies on both
+  sides, too small a penalty would win.
 """
 
 from __future__ import annotations
@@ -21,35 +23,65 @@ import numpy as np
 import optax
 
 from models import partitioning
-from models.config import Head, HeadLayer
+from models.config import Head, HeadLayer, ModelConfig
 from models.model import Model
 from models.optimizers import WarmupLinear
 from models.packing import Side
-from pruning.scores.distilled.lessons import HELD_OUT
-from pruning.scores.distilled.ridge import Sums
+from pruning.scores.distilled.ridge import Sums, best_penalty, held_out
 from pruning.store import progress, randomness
 from pruning.store.randomness import Stream
 
-LABEL = "student"  # of the only output
-
 _PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # in documents, for vectors of mean square length 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Configurations of an encoder that is trained.
+
+    Attributes:
+      encoder: the encoder, pooled, without layers after it.
+      student: the encoder with a head of one value.
+    """
+
+    encoder: ModelConfig
+    student: ModelConfig
+
+    @classmethod
+    def of(cls, config: ModelConfig, max_tokens: int, label: str) -> Shapes:
+        """Return the configurations made from that of an encoder, with or without a head, or a T5.
+
+        Args:
+          max_tokens: as in `DistillEncoderConfig`.
+          label: of the only output.
+
+        Raises:
+          ValueError: models of this family have no heads.
+        """
+        given = config.head
+        pooling = "mean" if given is None else given.pooling
+        bare = Head(kind="embedding", pooling=pooling, max_tokens=max_tokens)
+        if given is not None:
+            bare = dataclasses.replace(bare, prompt=given.prompt, lower_case=given.lower_case)
+        layers = (HeadLayer(size=1),)
+        value = dataclasses.replace(bare, kind="values", layers=layers, labels=(label,))
+        return cls(config.with_head(bare), config.with_head(value))
 
 
 class EncoderTraining:
     """Training of one encoder, from the same initial weights, on the scores of any documents.
 
     Attributes:
-      model: the student: the encoder with a head of one value.
+      model: the student, an encoder with a head of one value.
     """
 
     def __init__(
         self,
-        model: Model,
+        shapes: Shapes,
         params: Any,
         texts: Side,
         targets: np.ndarray,
+        hashes: np.ndarray,
         *,
-        max_tokens: int,
         steps: int,
         batch_size: int,
         learning_rate: float,
@@ -59,27 +91,23 @@ class EncoderTraining:
         """Put the encoder on the local devices.
 
         Args:
-          model, params: an encoder, an encoder with a head of another kind, or a T5.
+          shapes: of the encoder and the student.
+          params: of the model that `shapes` was made from.
           texts: the documents as the model reads them, one window each.
           targets: float [documents], the teacher's scores.
-          max_tokens, steps, batch_size, learning_rate, seed, dtype: as in `DistillEncoderConfig`.
+          hashes: int64 [documents], of the tokens that are read.
+          steps, batch_size, learning_rate, seed, dtype: as in `DistillEncoderConfig`.
         """
         self.mesh = partitioning.make_mesh({"data": -1}, devices=jax.local_devices())
-        given = model.config.head
-        pooling = "mean" if given is None else given.pooling
-        bare = Head(kind="embedding", pooling=pooling, max_tokens=max_tokens)
-        if given is not None:
-            bare = dataclasses.replace(bare, prompt=given.prompt, lower_case=given.lower_case)
-        self._encoder = Model(dataclasses.replace(model.config.with_head(bare), dtype=dtype))
+        self._encoder = Model(dataclasses.replace(shapes.encoder, dtype=dtype))
         kept = self._encoder.shapes()
         self._initial = jax.device_put(
             {name: params[name] for name in kept}, partitioning.replicated(self.mesh)
         )
-        layers = (HeadLayer(size=1),)
-        value = dataclasses.replace(bare, kind="values", layers=layers, labels=(LABEL,))
-        self.model = Model(dataclasses.replace(model.config.with_head(value), dtype=dtype))
+        self.model = Model(dataclasses.replace(shapes.student, dtype=dtype))
         self._steps, self._seed = steps, seed
         self._texts, self._targets = texts, targets
+        self._tried = held_out(Stream.ENCODER_STUDENT_PENALTY, seed, hashes)
         self._length = int(np.diff(texts.offsets).max())
         self._batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         sharding = partitioning.batch_sharding(self.mesh)
@@ -94,12 +122,13 @@ class EncoderTraining:
             self._vectors = np.concatenate(list(parts))
 
     def teach(self, documents: np.ndarray) -> Any:
-        """Return parameters after all steps on the documents, int [n], places of `targets`."""
+        """Return parameters after all steps on the documents, int [n], indices into `targets`."""
         known = self._targets[documents]
         mean, spread = known.mean(), known.std() or 1.0
         kernel, bias = self._layer(documents, (known - mean) / spread)
         params = self._with_layer(self._initial, kernel, bias)
-        state = self._optimizer.init(params)
+        # Placed as `_step` returns it, which is compiled a second time otherwise.
+        state = jax.device_put(self._optimizer.init(params), partitioning.replicated(self.mesh))
         with progress.track("teach", self._steps, "steps") as task:
             for batch in batches(documents, self._steps, self._batch_size, self._seed):
                 targets = ((self._targets[batch] - mean) / spread).astype(np.float32)
@@ -126,7 +155,7 @@ class EncoderTraining:
             return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def linear(self, fold: np.ndarray) -> np.ndarray:
-        """Return what the layer alone predicts, with the encoder as it was, float64 [documents].
+        """Return predictions of the ridge regression on the initial encoder, float64 [documents].
 
         Args:
           fold: int [documents]; each document is predicted without those of its fold.
@@ -162,13 +191,10 @@ class EncoderTraining:
         center = vectors.mean(axis=0)
         scale = float(np.sqrt(np.square(vectors - center).sum(axis=1).mean())) or 1.0
         vectors = (vectors - center) / scale
-        tried = randomness.uniform(Stream.ENCODER_STUDENT_PENALTY, self._seed, documents) < HELD_OUT
+        tried = self._tried[documents]
         rest = Sums.of(vectors[~tried], targets[~tried])
         asked = Sums.of(vectors[tried], targets[tried])
-        chosen = _PENALTIES[-1]
-        if asked.documents and rest.documents:
-            chosen = min(_PENALTIES, key=lambda l2: asked.error(rest.fit(l2)))
-        found = (rest + asked).fit(chosen)
+        found = (rest + asked).fit(best_penalty(rest, asked, _PENALTIES, _PENALTIES[-1]))
         weights = found[:-1] / scale
         return weights[:, None], np.array([found[-1] - center @ weights])
 

@@ -2,7 +2,8 @@
 
 Choices
 - The sums of two sets of documents can be added and subtracted, so that the layers of all folds and
-  the choice of the penalty read the vectors once, and only a block of them is held in float64.
+  the choice of their penalties read the vectors once. Only a block of them is converted to float64
+  at a time.
 """
 
 from __future__ import annotations
@@ -84,34 +85,55 @@ def folded(
     fold: np.ndarray,
     folds: Folds,
     l2: Sequence[float],
-    ids: np.ndarray,
+    hashes: np.ndarray,
     penalty: Stream,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return a layer for each fold, fitted to the other folds, and the penalty.
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Return a layer and its penalty for each fold, fitted to and chosen on the other folds.
 
     Args:
       vectors: floats [n, width].
       targets: float64 [n].
       fold: int64 [n].
-      l2: penalties to choose from, by the error on a held-out tenth.
-      ids: int64 [n], which decide the held-out tenth.
+      l2: penalties to choose from, by the error on a held-out tenth of the other folds.
+      hashes: int64 [n], of the contents; they decide the held-out tenth, so that copies are on the
+        same side.
       penalty: stream of that decision.
 
     Returns:
-      weights float64 [folds, width], biases float64 [folds], and the penalty.
+      weights float64 [folds, width], biases float64 [folds], and penalties [folds].
     """
-    tried = randomness.uniform(penalty, folds.seed, ids) < HELD_OUT
+    tried = held_out(penalty, folds.seed, hashes)
     known = [Sums.of(vectors[own], targets[own]) for own in _cells(fold, folds.count, ~tried)]
     asked = [Sums.of(vectors[own], targets[own]) for own in _cells(fold, folds.count, tried)]
-    rest, held_out = sum(known[1:], known[0]), sum(asked[1:], asked[0])
-    chosen = l2[0]
-    if held_out.documents and rest.documents:
-        chosen = min(l2, key=lambda weight: held_out.error(rest.fit(weight)))
-    whole = rest + held_out
-    layers = np.stack(
-        [(whole - one - other).fit(chosen) for one, other in zip(known, asked, strict=True)]
-    )
-    return layers[:, :-1], layers[:, -1], chosen
+    whole_known, whole_asked = sum(known[1:], known[0]), sum(asked[1:], asked[0])
+    penalties, layers = [], []
+    for own_known, own_asked in zip(known, asked, strict=True):
+        rest, others = whole_known - own_known, whole_asked - own_asked
+        penalties.append(best_penalty(rest, others, l2, l2[0]))
+        layers.append((rest + others).fit(penalties[-1]))
+    found = np.stack(layers)
+    return found[:, :-1], found[:, -1], penalties
+
+
+def held_out(penalty: Stream, seed: int, hashes: np.ndarray) -> np.ndarray:
+    """Return which documents choose the penalty, bool [n]: a tenth of the contents.
+
+    Args:
+      penalty, seed: of the draw.
+      hashes: int64 [n], of the contents. Copies are on the same side.
+    """
+    return randomness.uniform(penalty, seed, hashes) < HELD_OUT
+
+
+def best_penalty(known: Sums, asked: Sums, l2: Sequence[float], default: float) -> float:
+    """Return the penalty whose layer of `known` has the smallest error on `asked`.
+
+    Args:
+      default: the penalty if one of the two has no documents.
+    """
+    if not known.documents or not asked.documents:
+        return default
+    return min(l2, key=lambda weight: asked.error(known.fit(weight)))
 
 
 def _cells(fold: np.ndarray, count: int, wanted: np.ndarray) -> list[np.ndarray]:

@@ -421,7 +421,9 @@ def require_some_score(build: Build) -> None:
 
 
 def losses(counts: Counts) -> Iterator[str]:
-    """Yield lines on documents without a score, by status, and on tokens lost by truncation."""
+    """Yield lines on documents without a score, by status, on tokens lost by truncation, and on
+    examples of a student (`Student.examples`) that the corpus does not have.
+    """
     documents = counts["documents"]
     total = sum(documents.values())
     without = {name: n for name, n in documents.items() if name not in (OK, NOT_SELECTED)}
@@ -435,6 +437,11 @@ def losses(counts: Counts) -> Iterator[str]:
         yield (
             f"cut: {cut['documents']:,} of {total:,} documents, which lost {cut['tokens']:,} "
             f"tokens, {share:.1%} of those of all scored documents"
+        )
+    if counts.get("out_of_fold") == 0:
+        yield (
+            "out of fold: no scored document is an example of the student. If the corpus holds its "
+            "examples, their tokens have changed: look at Score.tokenizer and Score.tokens"
         )
 
 

@@ -1,4 +1,4 @@
-"""An encoder learns a score that words explain, and the engine scores with it as it was taught."""
+"""An encoder learns a score that depends on the text, and the engine computes the same values."""
 
 from __future__ import annotations
 
@@ -13,23 +13,35 @@ from pruning.scores.model.scorer import ScoreError
 from pruning.scores.model.student import Student
 
 
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory):
-    """A directory with a small T5 of random weights for the vocabulary of bytes."""
+def save(path, config):
+    """Write a model of random weights, drawn by NumPy: compiling `Model.init` takes seconds."""
     import jax
 
     from models import weights
-    from models.config import T5Config
     from models.model import Model
+
+    random = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key == "scale":  # of a norm
+            return np.ones(leaf.shape, np.float32)
+        return np.float32(random.normal(size=leaf.shape) * leaf.shape[-2] ** -0.5)
+
+    model = Model(config)
+    weights.save(path, model, jax.tree_util.tree_map_with_path(draw, model.shapes()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """A directory with a small T5 of random weights for the vocabulary of bytes."""
+    from models.config import T5Config
 
     shape = T5Config(
         vocab_size=384, d_model=32, d_kv=16, d_ff=64, num_heads=2, num_encoder_layers=1,
         num_decoder_layers=1,
     )  # fmt: skip
-    model = Model(shape)
-    path = tmp_path_factory.mktemp("t5") / "model"
-    weights.save(path, model, jax.jit(model.init)(jax.random.key(0)))
-    return path
+    return save(tmp_path_factory.mktemp("t5") / "model", shape)
 
 
 def texts(n, seed):
@@ -129,3 +141,65 @@ def test_what_is_no_student_is_refused(world, t5):
         Student().prepare(model, None)
     with pytest.raises(ValueError, match="at least 20"):
         dataclasses.replace(config_of(world, t5), examples=3)
+    for rate in (0.0, -1e-3, float("nan")):
+        with pytest.raises(ValueError, match="learning_rate is above 0"):
+            config_of(world, t5, learning_rate=rate)
+
+
+def test_an_encoder_that_can_have_no_head_is_refused_before_the_output_is_claimed(world):
+    from models.config import DecoderConfig, T5GemmaConfig
+
+    shape = {
+        "vocab_size": 384, "d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 1,
+        "num_kv_heads": 1, "head_dim": 16,
+    }  # fmt: skip
+    config = T5GemmaConfig(**shape, encoder=DecoderConfig(**shape))
+    path = save(world[0] / "t5gemma", config)
+    with pytest.raises(ScoreError, match=r"t5gemma cannot be a student .*give a BERT-like encoder"):
+        encoder_student.run(config_of(world, path))
+    assert not (world[0] / "student").exists()
+
+
+def test_examples_belong_to_the_model_and_are_read_whole(tmp_path):
+    """The label of the model's output names the training."""
+    import types
+
+    from models.config import Head, HeadLayer, T5Config
+    from pruning.scores.model.student import KIND, Examples
+    from pruning.store.build import Build
+
+    def taught(seed):
+        build = Build(tmp_path / f"{seed}", KIND, {"seed": seed}, {}, 1, encoder_student._SCHEMA)
+        with build.shard(0) as writer:
+            writer.write({
+                "doc_id": [0, 1], "content_hash": [5, -7], "fold": [0, 1],
+                "teacher": [1.0, 2.0], "student": [1.5, 2.5],
+            })  # fmt: skip
+        return Examples.read(str(build.finish().path))
+
+    own, _ = taught(0), taught(1)
+    np.testing.assert_array_equal(own.values(np.array([-7, 3, 5])), [2.5, np.nan, 1.5])
+    head = Head(
+        kind="values", pooling="mean", layers=(HeadLayer(size=1),), labels=(own.label,),
+        max_tokens=32,
+    )  # fmt: skip
+    config = T5Config(
+        vocab_size=384, d_model=32, d_ff=64, num_heads=2, num_encoder_layers=1,
+        num_decoder_layers=1,
+    ).with_head(head)  # fmt: skip
+    model = types.SimpleNamespace(config=config)
+    examples = str(tmp_path / "0")
+    assert Student(None, examples).prepare(model, None).settings["max_tokens"] == 32
+    assert Student(40, examples).prepare(model, None).longest == (40, 1)
+    with pytest.raises(ScoreError, match="less than the 32 tokens of training"):
+        Student(31, examples).prepare(model, None)
+    with pytest.raises(ScoreError, match="1 is of another student than the model"):
+        Student(None, str(tmp_path / "1")).prepare(model, None)
+
+
+def test_a_corpus_without_examples_is_reported():
+    from pruning.scores.model.engine import losses
+
+    counts = {"documents": {"ok": 3}, "tokens": 9}
+    assert not list(losses(counts | {"out_of_fold": 1}))
+    assert "no scored document is an example" in next(losses(counts | {"out_of_fold": 0}))
