@@ -692,12 +692,14 @@ def _encoded(plan: Plan, rows: list[_Row], tally: Tally) -> tuple[list[_Row], li
     if most is None or all(len(of) <= most for of in ids):
         return rows, ids
     made: list[_Row] = []
+    made_ids: list[list[int]] = []
     for row, of in zip(rows, ids, strict=True):
         texts = [row.text]
         if len(of) > most:
             texts = splitting.split(row.text, len(of), most, lambda t: len(vocabulary.encode(t)))
         if len(texts) == 1:
             made.append(row)
+            made_ids.append(of)
             continue
         tally.split.update(documents=1, parts=len(texts))
         *metadata, origin, _, _ = row.metadata
@@ -705,7 +707,8 @@ def _encoded(plan: Plan, rows: list[_Row], tally: Tally) -> tuple[list[_Row], li
             _Row(text, text.encode(), (*metadata, origin, str(i), str(len(texts))))
             for i, text in enumerate(texts, 1)
         )
-    return made, vocabulary.encode_batch([row.text for row in made])
+        made_ids += vocabulary.encode_batch(texts)
+    return made, made_ids
 
 
 def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:

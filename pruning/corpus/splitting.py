@@ -15,13 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-LEAST_TOKENS = 32  # a single character can be up to 18 tokens after normalization
+LEAST_TOKENS = 64  # a single character (U+FDFA) is 33 bytes after NFKC, and as many tokens
 
 _SEPARATORS = ("\n\n", "\n", ". ", "。", " ")
 
 
 def split(text: str, n_tokens: int, most: int, count: Callable[[str], int]) -> list[str]:
     """Return the parts of a text, each of 1 to `most` tokens; concatenated, they are the text.
+
+    A part that ends with text without tokens of its own can exceed `most`, where a tokenizer counts
+    more tokens for the whole than for its pieces.
 
     Args:
       text: a text of `n_tokens` tokens.
@@ -40,7 +43,7 @@ def split(text: str, n_tokens: int, most: int, count: Callable[[str], int]) -> l
             end = _end(text, begin, guess, most, count)
         part = text[begin:end]
         n = count(part)
-        if not n and parts and count(parts[-1] + part) <= most:
+        if not n and parts:
             parts[-1] += part
         else:
             parts.append(part)

@@ -8,7 +8,9 @@ Choices
   bytes. `JsonTokenizer` reads Hugging Face's tokenizer.json through the tokenizers library: byte
   level BPE, Unigram and WordPiece with their normalizers and added tokens.
 - Documents are plain text. A special token spelled out in a document ("<|im_end|>") is encoded as
-  ordinary characters, so no document can end its own turn or begin another.
+  ordinary characters, so no document can end its own turn or begin another. The library's switch
+  for it (`encode_special_tokens`) leaves the pieces in the model's vocabulary, where Unigram and
+  WordPiece find them: such tokenizers encode documents with a copy that has them renamed.
 - A tokenizer is identified by a digest over its file and its special tokens: equal digests give
   equal ids. Compatibility of ids and models is checked by it.
 - The library encodes a batch on all cores and releases the GIL, so that prefetching for an
@@ -42,6 +44,7 @@ _SPECIAL_MAP = "special_tokens_map.json"
 _TEMPLATE_FILE = "chat_template.jinja"
 _ROLES = ("bos", "eos", "pad", "unk")
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+_KEY = secrets.token_hex(16)  # in names that no document knows; ids do not depend on it
 _MOST_BYTES = 256 << 20  # the largest published tokenizer.json has 34 MB
 
 
@@ -202,7 +205,9 @@ class JsonTokenizer:
     def digest(self) -> str:
         """SHA-256 over the file and the special tokens."""
         head = json.dumps(dict(sorted(self.special.items())), ensure_ascii=True)
-        return hashlib.sha256(b"json:" + head.encode() + b":" + self.content).hexdigest()
+        # NOTE: these gave special ids for some documents before 2026-11-30, under "json:".
+        kind = b"json-renamed:" if self._model_has_special else b"json:"
+        return hashlib.sha256(kind + head.encode() + b":" + self.content).hexdigest()
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -234,11 +239,9 @@ class JsonTokenizer:
         import tokenizers
 
         content = json.loads(self.content)
-        key = secrets.token_hex(16)  # ids do not depend on it
         names: dict[str, str] = {}
-        for token in content["added_tokens"]:
-            if token["special"] and not _BYTE.fullmatch(token["content"]):
-                names[token["content"]] = token["content"] = f"{key}{token['id']}x"
+        for token in _special_of(content):
+            names[token["content"]] = token["content"] = f"{_KEY}{token['id']}x"
         model = content["model"]
         if isinstance(model["vocab"], dict):
             model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
@@ -247,17 +250,40 @@ class JsonTokenizer:
         if model.get("unk_token") in names:
             model["unk_token"] = names[model["unk_token"]]
         if "merges" in model:
-            pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
             model["merges"] = [
-                pair for pair in pairs if names.keys().isdisjoint([*pair, "".join(pair)])
+                pair for *pair, made in _merges(model) if names.keys().isdisjoint([*pair, made])
             ]
-        content["post_processor"] = None
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        for token, name in names.items():
-            assert tokenizer.token_to_id(name) == self._id(token), token
+        for special, name in names.items():
+            assert tokenizer.token_to_id(name) == self._id(special), special
         return tokenizer, names
+
+    @functools.cached_property
+    def _model_has_special(self) -> bool:
+        """Whether the model itself makes a special id from text, added tokens apart."""
+        content = json.loads(self.content)
+        model = content["model"]
+        special = {token["content"] for token in _special_of(content)}
+        vocab = model["vocab"]
+        special &= vocab.keys() if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+        if not special or "merges" not in model or model.get("ignore_merges"):
+            return bool(special)
+        return any(len(piece) == 1 for piece in special) or any(
+            made in special for *_, made in _merges(model)
+        )
+
+    @property
+    def _for_documents(self) -> Any:
+        """The tokenizer, or a copy of it, in which no special token can be spelled."""
+        tokenizer = self._tokenizer  # first: it says what is wrong with a damaged file
+        return self._with_renamed[0] if self._model_has_special else tokenizer
+
+    @functools.cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._with_renamed[1], key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)))
 
     @functools.cached_property
     def size(self) -> int:
@@ -336,7 +362,7 @@ class JsonTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without any special token."""
         with _encoding():
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._for_documents.encode(text, add_special_tokens=False).ids
 
     def encode_framed(self, text: str) -> list[int]:
         """Return the ids of trusted text, with the special ids around it (BOS, ...)."""
@@ -346,7 +372,7 @@ class JsonTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of many texts, encoded on all cores."""
         with _encoding():
-            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            found = self._for_documents.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def encode_template(self, text: str) -> list[int]:
@@ -363,9 +389,7 @@ class JsonTokenizer:
         names = self._with_renamed[1]
         if not names:
             return text
-        longest_first = sorted(names, key=len, reverse=True)
-        found = re.compile("|".join(map(re.escape, longest_first)))
-        return found.sub(lambda match: names[match.group()], text)
+        return self._special_pattern.sub(lambda match: names[match.group()], text)
 
     def encode_renamed(self, text: str) -> list[int]:
         """Return the ids of a text in which only the names of `rename_special` are special."""
@@ -393,7 +417,7 @@ class JsonTokenizer:
 
     def token_ends(self, text: str) -> list[int]:
         """Return, for each id of a text, the index of the character after its span."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._for_documents.encode(text, add_special_tokens=False)
         return [end for _, end in encoding.offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -459,6 +483,23 @@ class JsonTokenizer:
         made = cls(_bounded(directory / JSON_FILE), stored["special"], stored["chat_template"])
         made._require_readable(directory / JSON_FILE)
         return made
+
+
+def _special_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the special tokens of a tokenizer.json, pieces of bytes excepted."""
+    return [
+        token
+        for token in content.get("added_tokens") or ()
+        if token["special"] and not _BYTE.fullmatch(token["content"])
+    ]
+
+
+def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the two pieces of every merge of a BPE model, and the piece that they make."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for pair in model["merges"]:
+        first, second = pair.split(" ") if isinstance(pair, str) else pair
+        yield first, second, first + second.removeprefix(prefix)
 
 
 def holds_tokenizer(directory: epath.PathLike) -> bool:

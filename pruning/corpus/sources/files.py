@@ -366,23 +366,28 @@ def runs(file: str, on_read: ReadCallback) -> Iterator[Blank | bytes | int]:
     first = True
     blank: bytes | None = None  # the line before, if it is blank, with its CR
     number = 0  # of such lines in a row
-    for chunk in chunks(file, on_read):
-        *ended, rest = chunk.split(b"\n")
-        for piece in ended:
-            if piece == blank and not length:
-                number += 1
-                continue
-            if number:
-                yield _blank(blank, number)
-                blank, number = None, 0
-            length = _hold(held, length, piece)
-            line = _line(held, length, first)
-            if line.__class__ is bytes and (not line or line.isspace()) and not first:
-                blank, number = b"".join(held), 1
-            else:
-                yield line
-            held, length, first = [], 0, False
-        length = _hold(held, length, rest)
+    try:
+        for chunk in chunks(file, on_read):
+            *ended, rest = chunk.split(b"\n")
+            for piece in ended:
+                if piece == blank and not length:
+                    number += 1
+                    continue
+                if number:
+                    yield _blank(blank, number)
+                    blank, number = None, 0
+                length = _hold(held, length, piece)
+                line = _line(held, length, first)
+                if line.__class__ is bytes and (not line or line.isspace()) and not first:
+                    blank, number = b"".join(held), 1
+                else:
+                    yield line
+                held, length, first = [], 0, False
+            length = _hold(held, length, rest)
+    except TruncatedFile:
+        if number:
+            yield _blank(blank, number)
+        raise
     if number:
         yield _blank(blank, number)
     if length:

@@ -102,8 +102,15 @@ class TextPrompt:
 
     def _guarded(self, document: str) -> list[int]:
         """Return the ids of a prompt around a document that spells out a special token."""
-        rename = self.tokenizer.rename_special
-        before, after = map(rename, self.question.split(_SLOT))
+        begin, before, after, end = self._renamed
         message = self.frame.message(before + document + after)
-        text = rename(self.frame.before) + message + rename(self.frame.after)
-        return self.tokenizer.encode_renamed(text)
+        return self.tokenizer.encode_renamed(begin + message + end)
+
+    @functools.cached_property
+    def _renamed(self) -> tuple[str, str, str, str]:
+        """The frame and, inside it, the question on both sides of the document, renamed."""
+        before, after = self.question.split(_SLOT)
+        begin, before, after, end = map(
+            self.tokenizer.rename_special, (self.frame.before, before, after, self.frame.after)
+        )
+        return begin, before, after, end

@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import json
 import textwrap
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,6 +114,18 @@ def test_rows_before_a_cut_are_whole(tmp_path):
             seen.append(item.text)
     assert 1000 < len(seen) < 5000
     assert seen == [json.loads(line)["text"] for line in lines[: len(seen)]]
+
+
+def test_blank_lines_before_a_cut_are_counted(tmp_path):
+    packer = zlib.compressobj(wbits=31)
+    path = tmp_path / "file.jsonl.gz"
+    content = b'{"text": "a"}\n' + b"\n" * 1000 + b'{"text": "b'
+    path.write_bytes(packer.compress(content) + packer.flush(zlib.Z_SYNC_FLUSH))
+    seen = []
+    with pytest.raises(TruncatedFile):
+        for item in JsonlSource().read(str(path), (), lambda n_bytes: None):
+            seen.append(item)
+    assert reasons(seen) == ["document", "blank_line"] and seen[1].rows == 1000
 
 
 def test_paths_are_files_directories_and_patterns(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def together(made) -> dict[str, str]:
         | st.text(max_size=20),
         max_size=60,
     ).map("".join),
-    most=st.integers(splitting.LEAST_TOKENS, 80),
+    most=st.integers(splitting.LEAST_TOKENS, 160),
     of_bytes=st.booleans(),
 )
 def test_parts_are_the_text_and_have_at_most_so_many_tokens(
@@ -59,6 +61,26 @@ def test_parts_are_the_text_and_have_at_most_so_many_tokens(
     assert all(count(part) <= most for part in parts)
     assert all(map(count, parts)) or n == 0
     assert n > most or len(parts) <= 1
+
+
+def test_the_least_number_of_tokens_holds_any_character():
+    sizes = [
+        len(unicodedata.normalize(form, chr(i)).encode("utf-8", "replace"))
+        for form in ("NFKC", "NFKD")
+        for i in range(sys.maxunicode + 1)
+    ]
+    assert max(sizes) == 33 < splitting.LEAST_TOKENS
+
+
+def test_an_end_without_tokens_belongs_to_the_part_before():
+    """Also where a tokenizer counts a token for many spaces, if they follow letters."""
+
+    def count(text: str) -> int:
+        letters = len(text.rstrip())
+        return letters + (0 < letters < len(text) - 150)
+
+    text = "x" * 64 + " " * 200
+    assert splitting.split(text, count(text), 64, count) == [text]
 
 
 def test_parts_end_with_paragraphs_and_are_about_equal():
@@ -97,6 +119,26 @@ def test_a_split_corpus_leads_back_to_its_source(make_corpus, records, tmp_path)
     made.artifact.verify()
 
 
+def test_only_the_parts_of_long_documents_are_encoded_again(
+    make_corpus, records, tmp_path, monkeypatch
+):
+    encoded: list[str] = []
+    encode_batch = Vocabulary.encode_batch
+
+    def recorded(self, texts):
+        encoded.extend(texts)
+        return encode_batch(self, texts)
+
+    monkeypatch.setattr(Vocabulary, "encode_batch", recorded)
+    rows = [*records(5, 1), {"text": "some words of a text. " * 50}, *records(5, 2)]
+    made = make_corpus(tmp_path, [rows], max_document_tokens=128, workers=1)
+    shard = all_columns(made, "text", "tokens", "parts")
+    parts = [t for t, n in zip(shard["text"], shard["parts"], strict=True) if n != "1"]
+    assert len(parts) > 1
+    assert sorted(encoded) == sorted([row["text"] for row in rows] + parts)
+    assert shard["tokens"] == encode_batch(made.vocabulary, shard["text"])
+
+
 def test_workers_and_beam_split_alike(records, small_vocabulary_file, tmp_path):
     for shard in range(3):
         texts = [
@@ -129,7 +171,7 @@ def test_a_setting_without_splitting_changes_no_identity(make_corpus, records, t
     (tmp_path / "a").mkdir()
     first = make_corpus(tmp_path / "a", shard)
     assert "max_document_tokens" not in first.artifact.manifest.config
-    with pytest.raises(ValueError, match="max_document_tokens is at least 32"):
+    with pytest.raises(ValueError, match="max_document_tokens is at least 64"):
         IngestConfig(JsonlSource(("x",)), "bytes", "out", max_document_tokens=3)
     with pytest.raises(ValueError, match="'part' would be there twice"):
         IngestConfig(

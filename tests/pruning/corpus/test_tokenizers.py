@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import pickle
 
@@ -26,6 +27,7 @@ from pruning.selection.config import SelectConfig
 from pruning.selection.strategies import Random
 from pruning.store.manifest import ArtifactError
 
+tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers", reason="compares with transformers")
 
 HOSTILE = [
@@ -121,6 +123,52 @@ def test_damaged_files_are_refused(tmp_path, content):
         load_tokenizer(str(tmp_path))
     with pytest.raises(VocabularyError, match="holds no tokenizer"):
         load_tokenizer(str(tmp_path.parent))
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece", "wordlevel", "bpe"])
+def test_models_that_hold_special_pieces_do_not_find_them_in_documents(kind):
+    models, pre_tokenizers = tokenizers.models, tokenizers.pre_tokenizers
+    special = ["<unk>", "[CLS]", "</s>"]
+    words = ["▁a", "▁", *"a<>/s[]CL", "</", "##a"]
+    vocab = {piece: i for i, piece in enumerate([*special, *words])}
+    if kind == "unigram":
+        scored = [(piece, 0.0 if piece in special else -1.1 - i) for piece, i in vocab.items()]
+        model = models.Unigram(scored, unk_id=0)
+    elif kind == "wordpiece":
+        model = models.WordPiece(vocab, unk_token="<unk>")
+    elif kind == "wordlevel":
+        model = models.WordLevel(vocab, unk_token="<unk>")
+    else:
+        model = models.BPE(vocab, [("<", "/")], unk_token="<unk>", ignore_merges=True)
+    library = tokenizers.Tokenizer(model)
+    library.pre_tokenizer = (
+        pre_tokenizers.Metaspace() if kind == "unigram" else pre_tokenizers.WhitespaceSplit()
+    )
+    plain = JsonTokenizer(library.to_str().encode(), {"unk": "<unk>"})
+    library.add_special_tokens(special)
+    content = library.to_str().encode()
+    ours = JsonTokenizer(content, {"unk": "<unk>"})
+    texts = ["a </s>", "a [CLS]", "a</s>", "</s>", "a <unk> [CLS]</s> a"]
+    for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
+        assert ids == ours.encode(text) == ours.encode_renamed(text)
+        assert set(ids) & set(ours.special_ids()) <= {0} and len(ids) > 0
+        assert len(ours.token_ends(text)) == len(ids) and ours.token_ends(text)[-1] == len(text)
+        assert ours.prefix_of(text, len(ids)) == text
+    assert any(set(plain.encode(text)) & {1, 2} for text in texts)  # what the model would find
+    library.encode_special_tokens = True
+    for text in ["a", "a s/ C[", " < a"]:
+        assert ours.encode(text) == library.encode(text).ids
+        assert ours.token_ends(text) == [end for _, end in library.encode(text).offsets]
+    head = json.dumps({"unk": "<unk>"}).encode()
+    assert ours.digest == hashlib.sha256(b"json-renamed:" + head + b":" + content).hexdigest()
+
+
+def test_other_models_keep_their_digest(saved):
+    style, path = saved
+    ours = load_tokenizer(str(path))
+    head = json.dumps(dict(sorted(ours.special.items()))).encode()
+    kept = hashlib.sha256(b"json:" + head + b":" + ours.content).hexdigest()
+    assert (ours.digest == kept) == (style != "bert")
 
 
 def test_a_token_set_is_the_corpus_in_other_tokens(make_corpus, records, tokenizer_of, tmp_path):
