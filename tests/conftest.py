@@ -6,6 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, without limits on time: slow machines are no faults.
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("fixed")
+
+# Servers of tests listen on this machine: no proxy.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = "localhost,127.0.0.1," + os.environ.get(_name, "")
 
 # Before anything imports jax: eight devices on one CPU, so that sharding can be tested.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

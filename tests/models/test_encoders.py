@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch", reason="the reference is transformers in Py
 transformers = pytest.importorskip("transformers", reason="the reference is transformers")
 
 VOCAB, EOS, LENGTHS = 101, 2, (70, 41, 3)
-LARGEST_ERROR = 1e-6  # of the largest logit
+LARGEST_ERROR = 2e-6  # of the largest logit; on AMD 1e-6, Intel CPUs with AMX add otherwise
 BASE = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
     "num_attention_heads": 4, "max_position_embeddings": 80, "pad_token_id": 0,

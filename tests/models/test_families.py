@@ -25,7 +25,8 @@ ROWS, LENGTH, VOCAB, STEPS = 2, 70, 101, 9
 LENGTHS = np.array([LENGTH, 41])
 # Of the largest logit. NOTE: transformers computes YaRN's frequencies in float32, this package in
 # float64; the angles of late positions show the difference.
-LARGEST_ERROR, LARGEST_YARN_ERROR = 1e-6, 2e-6
+# Of the largest logit. On AMD half as much; Intel CPUs with AMX add in another order.
+LARGEST_ERROR, LARGEST_YARN_ERROR = 2e-6, 3e-6
 BASE = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,

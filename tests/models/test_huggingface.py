@@ -127,7 +127,7 @@ def test_in_and_out_and_in_again(tmp_path, name):
     for parameter, original in zip(again.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(parameter, original)
     found = torch_logits(again.eval())
-    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
     back, back_params = weights.load(tmp_path / "ours")
     assert back == model
@@ -192,7 +192,7 @@ def test_sentence_t5_embeds_as_pytorch_computes(tmp_path):
     model, params = weights.load(path)
     assert (model.config.sentence_head, model.config.num_decoder_layers) == (24, 0)
     embed = jax.jit(lambda params: model.bind(params).embed(SOURCE))
-    np.testing.assert_allclose(embed(params), expected, atol=1e-6)
+    np.testing.assert_allclose(embed(params), expected, atol=3e-6)
 
     huggingface.save(tmp_path / "ours", model, params)
     back, back_params = weights.load(tmp_path / "ours")

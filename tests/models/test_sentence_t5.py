@@ -77,7 +77,7 @@ def test_equals_pytorch(params, embeddings):
         real = mask[..., None].float()
         mean = (states * real).sum(1) / real.sum(1)
         expected = torch.nn.functional.normalize(mean @ projection.T, dim=-1)
-    np.testing.assert_allclose(embeddings, expected.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(embeddings, expected.numpy(), rtol=0, atol=3e-6)
 
 
 def test_has_unit_length(embeddings):

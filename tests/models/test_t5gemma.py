@@ -49,7 +49,7 @@ VARIANTS = {
     "untied": (PART, PART, False),
     "unequal": (WIDER, PART, True),
 }
-LARGEST_ERROR = 1e-6  # of the largest logit
+LARGEST_ERROR = 2e-6  # of the largest logit; on AMD 1e-6, Intel CPUs with AMX add otherwise
 
 
 def reference(encoder: dict, decoder: dict, tied: bool):

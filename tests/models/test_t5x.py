@@ -182,7 +182,7 @@ def test_logits_are_those_of_pytorch(tmp_path, variant, layout):
     arrays = with_optimizer(published(torch_model, variant, layout))
     checkpoint = write_tensorstore(tmp_path, arrays)
     model, params = weights.load(checkpoint)
-    assert relative_error(model, params, torch_model) < 2e-6
+    assert relative_error(model, params, torch_model) < 4e-6
     unrolled, unrolled_params = weights.load(checkpoint, scan_layers=False)
     assert not unrolled.config.scan_layers
     assert_same(stack_layers(unrolled_params), params)

@@ -336,10 +336,11 @@ def test_failures_are_counted(tmp_path):
 
 
 def test_a_signal_is_forwarded_and_ends_the_loop(tmp_path):
-    process = worker(tmp_path, "trap 'sleep 0.3; echo saved; exit 75' TERM; sleep 30 & wait")
-    while not (tmp_path / "runs").exists():
+    process = worker(
+        tmp_path, "trap 'sleep 0.3; echo saved; exit 75' TERM; touch armed; sleep 30 & wait"
+    )
+    while not (tmp_path / "armed").exists():
         time.sleep(0.02)
-    time.sleep(0.2)
     process.terminate()
     assert process.wait(20) == 75
     assert (runs(tmp_path), status(tmp_path)) == (1, "failed 75")
@@ -347,7 +348,7 @@ def test_a_signal_is_forwarded_and_ends_the_loop(tmp_path):
 
 
 def test_a_second_worker_of_the_same_name_refuses_to_start(tmp_path):
-    first = worker(tmp_path, "sleep 1")
+    first = worker(tmp_path, "sleep 5")
     while not (tmp_path / "runs").exists():
         time.sleep(0.02)
     assert worker(tmp_path, "exit 0").wait(20) == 1

@@ -52,6 +52,6 @@ def benchmark():
 def test_losses_follow_those_of_transformers(benchmark, optimizer):
     found = benchmark.compare(MODEL, optimizer, steps=20, rows=4, inputs=24, targets=12)
     ours, theirs = (np.asarray(found[name][0]) for name in ("winnow", "transformers"))
-    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)  # the same initial weights
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)  # the same initial weights
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     assert theirs[-1] < theirs[0] - 0.1  # both learnt something

@@ -37,7 +37,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy(arguments):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # CPU time, not the clock's: the machine may have other things to do.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
     assert done.stderr.strip() == "heavy:"
     assert "usage: python -m pruning" in done.stdout
 

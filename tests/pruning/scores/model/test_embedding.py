@@ -90,7 +90,7 @@ def test_a_model_without_a_sentence_head_gives_the_mean_of_its_encoder(tiny_t5):
     embedded, encoded = jax.jit(both)(tiny_t5.params)
     for row, length in enumerate((4, 2)):
         mean = np.asarray(encoded[row, :length], np.float64).mean(axis=0)
-        np.testing.assert_allclose(embedded[row], mean / np.linalg.norm(mean), atol=1e-6)
+        np.testing.assert_allclose(embedded[row], mean / np.linalg.norm(mean), atol=3e-6)
 
 
 def test_a_model_without_an_encoder_is_refused():

@@ -98,7 +98,7 @@ def test_a_regression_gives_its_value(family, corpus, texts, tokenizer_of, tmp_p
     scores, found = scored(corpus, tmp_path / "model", tmp_path / "s", SequenceClassifier(LONGEST))
     with torch.no_grad():
         wanted = np.array([model(inputs(tokenizer, text)).logits[0, 0].item() for text in texts])
-    np.testing.assert_allclose(found["value"], wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+    np.testing.assert_allclose(found["value"], wanted, rtol=0, atol=5e-6 * np.abs(wanted).max())
     plain = transformers.AutoTokenizer.from_pretrained(tokenizer)
     lengths = [len(plain(t, add_special_tokens=False, split_special_tokens=True)["input_ids"])
                for t in texts]  # fmt: skip
@@ -126,7 +126,7 @@ def test_classes_give_log_probabilities_and_an_expected_value(
         logits = torch.cat([model(inputs(tokenizer, text)).logits for text in texts]).double()
     wanted = torch.log_softmax(logits, -1) if one else torch.nn.functional.logsigmoid(logits)
     for i in range(3):
-        np.testing.assert_allclose(found[f"class_{i}"], wanted[:, i].numpy(), rtol=0, atol=3e-6)
+        np.testing.assert_allclose(found[f"class_{i}"], wanted[:, i].numpy(), rtol=0, atol=6e-6)
     assert scores.manifest.summary["labels"] == ["poor", "<b>", "good"]
     if one:
         expected = wanted.exp().numpy() @ [0.0, 1.0, 5.0]
@@ -165,7 +165,7 @@ def test_a_head_of_its_own_is_described_beside_the_model(corpus, texts, tokenize
         wanted = torch.cat(
             [linear(model(inputs(tokenizer, t)).last_hidden_state[:, 0]).double() for t in texts]
         ).log_softmax(-1)
-    np.testing.assert_allclose(found["class_1"], wanted[:, 1].numpy(), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(found["class_1"], wanted[:, 1].numpy(), rtol=0, atol=6e-6)
     loaded, params = load(directory)
     save(tmp_path / "ours", loaded, params)
     assert load(tmp_path / "ours")[0] == loaded
@@ -241,7 +241,7 @@ def test_sentence_transformers_directories_are_used_as_they_are(
         with torch.no_grad():
             states = model(inputs(tokenizer, prompt + text, 30)).last_hidden_state[0]
             wanted.append(torch.nn.functional.normalize(linear(POOLINGS[pooling](states)), dim=0))
-    np.testing.assert_allclose(found["embedding"], torch.stack(wanted).numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found["embedding"], torch.stack(wanted).numpy(), rtol=0, atol=3e-6)
     assert scores.manifest.summary["prompt"] == prompt
     assert scores.manifest.config["scorer"]["max_tokens"] == 30
 

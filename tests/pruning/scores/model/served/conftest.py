@@ -127,7 +127,7 @@ class Proxy:
                     self.close_connection = True
                     self.connection.close()
                 elif fault == "hang":
-                    time.sleep(3)
+                    time.sleep(8)
                     self.close_connection = True
                 elif fault is not None:
                     self._send(*fault)

@@ -213,9 +213,10 @@ def test_faults_of_the_server_are_survived(corpus, proxy, tiny_judge, tmp_path, 
     proxy.fault = lambda number, body: faults.get(number)
     found, scores = asked(
         corpus, tmp_path / "faults", scorer, proxy.endpoint,
-        timeout=1.0, concurrency=3, tokenizer=str(path),
+        timeout=5.0, concurrency=3, tokenizer=str(path),
     )  # fmt: skip
-    assert largest_difference(found, whole) < 1e-5 and proxy.most <= 3
+    assert largest_difference(found, whole) < 1e-5
+    assert proxy.most <= 4  # the one that hangs is still counted when it is asked again
     assert len(proxy.requests) == asked_once + len(faults)
     assert scores.manifest.counts == plain.manifest.counts
     measured = json.loads((scores.path / "measured.json").read_text())
@@ -228,14 +229,14 @@ def test_a_limit_of_requests_makes_no_document_fail(corpus, proxy, tmp_path, mon
     fine, slow = json.dumps(answer).encode(), b'{"error": "slow down"}'
     last = 0.0
 
-    def at_most_100_a_second(number, body):
+    def at_most_20_a_second(number, body):
         nonlocal last
-        if (now := time.monotonic()) < last + 0.01:
+        if (now := time.monotonic()) < last + 0.05:
             return 429, {}, slow
         last = now
         return 200, {}, fine
 
-    proxy.fault = at_most_100_a_second
+    proxy.fault = at_most_20_a_second
     scorer = AskLLM(ASK, *WORDS, max_tokens=2000)
     found, _ = asked(corpus, tmp_path / "out", scorer, proxy.endpoint, concurrency=8, attempts=3)
     assert found["status"].count("ok") == 23 and len(proxy.requests) > 3 * 23
