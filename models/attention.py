@@ -20,7 +20,7 @@ from flax import nnx
 
 from models import kernels
 from models.errors import ModelError
-from models.kernels import Dropout, Kernel, Needs
+from models.kernels import Dropout, Kernel, Needs, Operands
 from models.kernels.plain import KERNEL as PLAIN
 from models.kernels.segments import MASKED, Branches
 from models.layers import ATTENTION_INIT, Initializer, Linear, RMSNorm, einsum
@@ -248,16 +248,9 @@ class Attention(nnx.Module):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Attend and project: [batch, queries, heads, head_dim] -> [batch, queries, d_model]."""
-        attended = plan.kernel.attend(
-            query,
-            *pairs,
-            plan.visible,
-            plan.bias,
-            scale=self.scale,
-            softcap=self.softcap,
-            dropout=Dropout(self.dropout_rate, dropout_key, self.dropout_broadcast),
-        )
-        return self.out(attended)
+        drop = Dropout(self.dropout_rate, dropout_key, self.dropout_broadcast)
+        operands = Operands(query, *pairs, plan.visible, plan.bias, self.scale, self.softcap, drop)
+        return self.out(plan.kernel.attend(operands))
 
     def absorbed(self, x: jax.Array, source: jax.Array, *, mask: jax.Array) -> jax.Array:
         """Attend from x to `source` as `__call__` does, without computing keys and values.

@@ -24,7 +24,7 @@ from flax import nnx
 
 from models.attention import AttentionPlan
 from models.config import Disentangled, EncoderConfig
-from models.kernels import Dropout
+from models.kernels import Dropout, Operands
 from models.layers import Embedding, Initializer, LayerNorm, Linear, einsum
 from models.partitioning import constrain
 
@@ -122,17 +122,14 @@ class DisentangledAttention(nnx.Module):
             scores = _skewed(einsum("blhd,phd->bhlp", key, positions, jnp.float32))
             scores = scores.swapaxes(2, 3)
             bias = scores if bias is None else bias + scores
-        attended = plan.kernel.attend(
-            query,
-            key,
-            value,
-            plan.visible,
-            None if bias is None else bias * self.scale,
+        operands = Operands(
+            *(query, key, value, plan.visible),
+            bias=None if bias is None else bias * self.scale,
             scale=self.scale,
             softcap=None,
             dropout=Dropout(self.dropout_rate, dropout_key),
         )
-        return self.out(attended)
+        return self.out(plan.kernel.attend(operands))
 
     def _heads(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:2], self.num_heads, -1)

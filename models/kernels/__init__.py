@@ -64,6 +64,29 @@ class Dropout(NamedTuple):
     broadcast: tuple[int, ...] = ()
 
 
+class Operands(NamedTuple):
+    """Operands and settings of one attention.
+
+    Attributes:
+      query: [batch, queries, heads, head_dim].
+      key, value: [batch, keys, kv_heads, head_dim], of the same dtype.
+      visible: which keys each query sees, as `Kernel.visibility` returns it.
+      bias: added to the scaled scores, in the layout of `Kernel.bias`, or None.
+      scale: factor of the scores.
+      softcap: bound of the scores by tanh, or None.
+      dropout: dropout of the weights.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    visible: Any
+    bias: jax.Array | None
+    scale: float
+    softcap: float | None
+    dropout: Dropout
+
+
 class Kernel(Protocol):
     """An implementation of attention. Instances are hashable: static under `jax.jit`."""
 
@@ -91,23 +114,11 @@ class Kernel(Protocol):
         """Return a relative position bias in the layout that `attend` reads."""
         ...
 
-    def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        visible: Any,
-        bias: jax.Array | None,
-        *,
-        scale: float,
-        softcap: float | None,
-        dropout: Dropout,
-    ) -> jax.Array:
+    def attend(self, operands: Operands) -> jax.Array:
         """Return softmax(scale * query key + bias) value.
 
-        Takes [batch, queries, heads, head_dim] and [batch, keys, kv_heads, head_dim]; returns
-        [batch, queries, heads * head_dim] in query's dtype. What rematerialization may keep has the
-        name "attention" (`jax.ad_checkpoint.checkpoint_name`).
+        Returns [batch, queries, heads * head_dim] in query's dtype. What rematerialization may keep
+        has the name "attention" (`jax.ad_checkpoint.checkpoint_name`).
         """
         ...
 

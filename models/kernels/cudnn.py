@@ -12,10 +12,9 @@ import dataclasses
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from models.kernels import Dropout, Needs
+from models.kernels import Needs, Operands
 from models.kernels.segments import (
     SegmentKernel,
-    Segments,
     kept_keys,
     scaled_values,
     segment_mask,
@@ -37,27 +36,16 @@ class Cudnn(SegmentKernel):
         """Return the bias of every pair."""
         return relative(queries, keys)
 
-    def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        visible: Segments,
-        bias: jax.Array | None,
-        *,
-        scale: float,
-        softcap: float | None,
-        dropout: Dropout,
-    ) -> jax.Array:
+    def attend(self, operands: Operands) -> jax.Array:
         """Return [batch, queries, heads * head_dim], see `Kernel.attend`."""
-        kept = kept_keys(dropout, query.shape[0], query.shape[2], key.shape[1])
+        query, bias, visible = operands.query, operands.bias, operands.visible
         attended = jax.nn.dot_product_attention(
             query,
-            key,
-            scaled_values(value, kept),
+            operands.key,
+            scaled_values(operands.value, kept_keys(operands)),
             bias=None if bias is None else bias.astype(query.dtype),
             mask=segment_mask(visible.queries, visible.keys, causal=visible.causal),
-            scale=scale,
+            scale=operands.scale,
             implementation="cudnn",
         )
         attended = checkpoint_name(attended, "attention")

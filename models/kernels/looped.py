@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from models.kernels import Dropout
-from models.kernels.segments import MASKED, SegmentKernel, Segments, kept_keys
+from models.kernels import Operands
+from models.kernels.segments import MASKED, SegmentKernel, kept_keys
 from models.layers import einsum
 from models.partitioning import parts, per_shard
 from models.relative_bias import RelativePositionBias
@@ -418,35 +418,24 @@ class Looped(SegmentKernel):
         """Return the strip."""
         return relative(*strip(queries, keys))
 
-    def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        visible: Segments,
-        bias: jax.Array | None,
-        *,
-        scale: float,
-        softcap: float | None,
-        dropout: Dropout,
-    ) -> jax.Array:
+    def attend(self, operands: Operands) -> jax.Array:
         """Return [batch, queries, heads * head_dim], see `Kernel.attend`."""
         # Rows and heads are independent, so each device loops over its own.
-        split = "heads" if key.shape[2] % parts("heads") == 0 else None
+        visible = operands.visible
+        split = "heads" if operands.key.shape[2] % parts("heads") == 0 else None
         wide = ("batch", None, split, None)
-        kept = kept_keys(dropout, query.shape[0], query.shape[2], key.shape[1])
         given = {
-            "query": (query, wide),
-            "key": (key, wide),
-            "value": (value, wide),
+            "query": (operands.query, wide),
+            "key": (operands.key, wide),
+            "value": (operands.value, wide),
             "query_segments": (visible.queries, ("batch", None)),
             "key_segments": (visible.keys, ("batch", None)),
-            "bias": (bias, (None, split, None, None)),
-            "kept": (kept, ("batch", split, None)),
+            "bias": (operands.bias, (None, split, None, None)),
+            "kept": (kept_keys(operands), ("batch", split, None)),
             "until": (visible.until, ("batch", None)),
         }
-        run = functools.partial(looped_attention, causal=visible.causal, scale=scale)
-        attended = checkpoint_name(per_shard(run, given, wide, query.shape), "attention")
+        run = functools.partial(looped_attention, causal=visible.causal, scale=operands.scale)
+        attended = checkpoint_name(per_shard(run, given, wide, operands.query.shape), "attention")
         return attended.reshape(*attended.shape[:2], -1)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from models.kernels import Dropout, Needs
+from models.kernels import Needs, Operands
 from models.kernels.segments import MASKED, Branches, segment_mask
 from models.layers import dropout, einsum
 from models.relative_bias import RelativePositionBias
@@ -94,31 +94,20 @@ class Plain:
         """Return the bias of every pair."""
         return relative(queries, keys)
 
-    def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        visible: jax.Array,
-        bias: jax.Array | None,
-        *,
-        scale: float,
-        softcap: float | None,
-        dropout: Dropout,
-    ) -> jax.Array:
+    def attend(self, operands: Operands) -> jax.Array:
         """Return [batch, queries, heads * head_dim], see `Kernel.attend`."""
         with jax.named_scope("plain_attention"):  # the name by which tpu/gpu_hlo.py finds it
             attended = dot_product_attention(
-                query,
-                key,
-                value,
-                bias=bias,
-                mask=visible,
-                scale=scale,
-                softcap=softcap,
-                dropout_rate=dropout.rate,
-                dropout_key=dropout.key,
-                dropout_broadcast=dropout.broadcast,
+                operands.query,
+                operands.key,
+                operands.value,
+                bias=operands.bias,
+                mask=operands.visible,
+                scale=operands.scale,
+                softcap=operands.softcap,
+                dropout_rate=operands.dropout.rate,
+                dropout_key=operands.dropout.key,
+                dropout_broadcast=operands.dropout.broadcast,
             )
         attended = checkpoint_name(attended, "attention")
         return attended.reshape(*attended.shape[:2], -1)

@@ -34,11 +34,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from models.errors import ModelError
-from models.kernels import Dropout, Needs
+from models.kernels import Needs, Operands
 from models.kernels.segments import (
     MASKED,
     SegmentKernel,
-    Segments,
     block_spans,
     kept_keys,
     scaled_values,
@@ -797,24 +796,14 @@ class Relative(SegmentKernel):
         """Return the bias by distance."""
         return relative.by_distance()
 
-    def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        visible: Segments,
-        bias: jax.Array | None,
-        *,
-        scale: float,
-        softcap: float | None,
-        dropout: Dropout,
-    ) -> jax.Array:
+    def attend(self, operands: Operands) -> jax.Array:
         """Return [batch, queries, heads * head_dim], see `Kernel.attend`.
 
         Heads stay side by side in memory, as the projections compute them.
         """
+        query, key, value = operands.query, operands.key, operands.value
         heads, head_dim = query.shape[2:]
-        kept = kept_keys(dropout, query.shape[0], heads, key.shape[1])
+        kept = kept_keys(operands)
         pieces = parts("heads")
         key_heads = key.shape[2]
         together = kept is None and shares(heads, key_heads, head_dim) and key_heads % pieces == 0
@@ -828,15 +817,15 @@ class Relative(SegmentKernel):
             "query": (query, joined),
             "key": (key, joined),
             "value": (value, joined),
-            "query_segments": (visible.queries, ("batch", None)),
-            "key_segments": (visible.keys, ("batch", None)),
-            "by_distance": (bias, (split, None)),
+            "query_segments": (operands.visible.queries, ("batch", None)),
+            "key_segments": (operands.visible.keys, ("batch", None)),
+            "by_distance": (operands.bias, (split, None)),
         }
         run = functools.partial(
             relative_attention,
             head_dim=head_dim,
-            causal=visible.causal,
-            scale=scale,
+            causal=operands.visible.causal,
+            scale=operands.scale,
             interpret=self.interpret,
         )
         return per_shard(run, given, joined, query.shape)

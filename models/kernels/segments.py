@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.kernels import Dropout, Needs
+from models.kernels import Needs, Operands
 from models.layers import dropout
 
 # NOTE: finite, so that a row without any visible key gives a uniform softmax and not NaN.
@@ -162,14 +162,16 @@ class SegmentKernel:
         return Segments(query_segments, key_segments, causal, until)
 
 
-def kept_keys(drop: Dropout, batch: int, heads: int, keys: int) -> jax.Array | None:
+def kept_keys(operands: Operands) -> jax.Array | None:
     """Return the factor of each key's weight, [batch, heads, keys], or None without dropout.
 
     All queries share one draw.
     """
+    drop = operands.dropout
     if drop.key is None or drop.rate == 0.0:
         return None
-    ones = jnp.ones((batch, heads, 1, keys), jnp.float32)
+    batch, _, heads, _ = operands.query.shape
+    ones = jnp.ones((batch, heads, 1, operands.key.shape[1]), jnp.float32)
     return dropout(ones, drop.rate, drop.key)[:, :, 0]
 
 

@@ -32,10 +32,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from models.kernels import Dropout, Needs
+from models.kernels import Needs, Operands
 from models.kernels.segments import (
     SegmentKernel,
-    Segments,
     block_spans,
     kept_keys,
     scaled_values,
@@ -716,21 +715,11 @@ class Fused(SegmentKernel):
         """Return the bias by distance."""
         return relative.by_distance()
 
-    def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        visible: Segments,
-        bias: jax.Array | None,
-        *,
-        scale: float,
-        softcap: float | None,
-        dropout: Dropout,
-    ) -> jax.Array:
+    def attend(self, operands: Operands) -> jax.Array:
         """Return [batch, queries, heads * head_dim], see `Kernel.attend`."""
+        query, key, value = operands.query, operands.key, operands.value
         heads, head_dim = query.shape[2:]
-        kept = kept_keys(dropout, query.shape[0], heads, key.shape[1])
+        kept = kept_keys(operands)
         if kept is not None and (group := heads // key.shape[2]) > 1:
             key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
         value = scaled_values(value, kept)
@@ -740,15 +729,15 @@ class Fused(SegmentKernel):
             "query": (query, apart),
             "key": (key, apart),
             "value": (value, apart),
-            "query_segments": (visible.queries, ("batch", None)),
-            "key_segments": (visible.keys, ("batch", None)),
-            "by_distance": (bias, (split, None)),
+            "query_segments": (operands.visible.queries, ("batch", None)),
+            "key_segments": (operands.visible.keys, ("batch", None)),
+            "by_distance": (operands.bias, (split, None)),
         }
         sizes = TUNING[generation(device_kind())]
         run = functools.partial(
             fused_attention,
-            causal=visible.causal,
-            scale=scale,
+            causal=operands.visible.causal,
+            scale=operands.scale,
             tuning=sizes[64 if head_dim <= 64 else 128],
             interpret=self.interpret,
         )

@@ -262,7 +262,7 @@ class JsonTokenizer:
 
     @functools.cached_property
     def _model_has_special(self) -> bool:
-        """Whether the model itself makes a special id from text, added tokens apart."""
+        """True if the model itself, without its added tokens, makes a special id from text."""
         content = json.loads(self.content)
         model = content["model"]
         special = {token["content"] for token in _special_of(content)}

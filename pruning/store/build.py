@@ -279,7 +279,7 @@ class Build:
             require_same_configuration(self.path, begun, self._identity())
             self._refused.unlink(missing_ok=True)
             return None
-        raise ArtifactError(f"{self.path} changes all the time: is another command at work in it?")
+        raise ArtifactError(f"{self.path} changes all the time: does another command write to it?")
 
     def _claim_finished(self) -> None:
         done = load_artifact(self.path, self.kind).manifest

@@ -317,7 +317,7 @@ def _unfinished(path: epath.Path, status: Status) -> Iterator[str]:
         if len(workers) > _SHOWN:
             yield f"  ... {len(workers) - _SHOWN:,} more {state}"
     if not running:
-        yield "  nobody is at work: run the command that makes it again, it will go on"
+        yield "  no process works on it: run the command that makes it again, it will go on"
     elif idle := [*failed, *stopped, *lost]:
         again = ", ".join(str(worker.shard) for worker in idle[:_SHOWN])
         yield f"  shards {again} wait until their worker's command is run again"

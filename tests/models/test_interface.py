@@ -89,8 +89,8 @@ def test_an_encoder_alone_has_states_and_no_head():
 def test_a_kernel_of_the_users_is_named_by_its_import_path(monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Doubled(Plain):
-        def attend(self, *arrays, **settings):
-            return 2 * super().attend(*arrays, **settings)
+        def attend(self, operands):
+            return 2 * super().attend(operands)
 
     module = types.ModuleType("kernel_of_a_user")
     module.KERNEL = Doubled()

@@ -130,7 +130,7 @@ def sample_seed(config: CascadeConfig, inputs: Mapping[str, Artifact]) -> int:
 
 
 class _Work:
-    """A cascade at work.
+    """A running cascade.
 
     Attributes:
       cascade: its answers and decisions.

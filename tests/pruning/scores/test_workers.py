@@ -1,4 +1,4 @@
-"""Which shards are a process's, and that asking does not start JAX."""
+"""Tests of how shards are divided between processes; division does not start JAX."""
 
 from __future__ import annotations
 

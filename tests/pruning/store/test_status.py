@@ -91,7 +91,7 @@ def test_two_workers_one_failing_one_killed(start, tmp_path):
     assert lost.shard == 4 and not later.of("running") and later.seconds_left is None
     text = "\n".join(status.lines(path, now=time.time() + 1000))
     assert "3 done, 0 running, 1 failed, 1 lost, 1 waiting, of 6 shards" in text
-    assert "nobody is at work: run the command that makes it again" in text
+    assert "no process works on it: run the command that makes it again" in text
     assert "row 7 is\\x1b[2J no text" in text  # no orders for the terminal
 
 
@@ -110,7 +110,7 @@ def test_a_shard_that_was_failed_on_is_done_by_the_next_attempt(tmp_path):
     assert [worker.state for worker in status.look(tmp_path).workers] == ["stopped"]
     text = "\n".join(status.lines(tmp_path))
     assert "1 done, 0 running, 0 failed, 1 stopped, 0 waiting" in text
-    assert "was told to end" in text and "nobody is at work" in text
+    assert "was told to end" in text and "no process works on it" in text
 
 
 def test_what_workers_expect_decides_what_is_left(tmp_path, monkeypatch):

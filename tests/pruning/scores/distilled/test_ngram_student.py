@@ -119,7 +119,7 @@ def test_a_teacher_without_scores_teaches_nothing(world, write):
 
 
 def test_a_teacher_of_chance_is_not_remembered(tmp_path, write, column):
-    """What stands in the score set is out of fold: a random teacher is ranked by chance.
+    """Scores are out of fold: those of a random teacher are predicted no better than chance.
 
     A model that had learned from these documents would rank them by their scores.
     """

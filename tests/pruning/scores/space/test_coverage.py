@@ -331,7 +331,7 @@ def test_a_dry_run_says_what_is_read_and_writes_nothing(clustered, capsys, stage
 
 
 def test_kmeans_trains_on_a_share_of_some_row_groups():
-    """What is read is eight times what is wanted, in whole row groups, however many there are."""
+    """Training reads eight times its sample in whole row groups, for any number of shards."""
     settings = {"corpus": "", "embeddings": "", "output": "", "clusters": 10}
     for shards in (4, 40, 400):
         groups = [(k, g, 100 + g) for k in range(shards) for g in range(20)]
