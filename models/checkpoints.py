@@ -109,11 +109,13 @@ class Checkpoints:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
-            with self._quiet, self._writing():
+            with self._writing():
                 self._manager.close()  # waits for pending writes
         except CheckpointError:
             if kind is None:  # else the error that ends the context is the one to report
                 raise
+        finally:
+            self._quiet.__exit__()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -59,8 +60,10 @@ class CsvSource(files.FileSource):
         )
         names: list[str] | None = None
         try:
-            for row in rows:
-                if names is None:
+            for row in _with_runs(rows):
+                if isinstance(row, int):
+                    yield _BLANK._replace(rows=row)
+                elif names is None:
                     names = self._names(file, row)
                 else:
                     yield self._document(names, row)
@@ -81,8 +84,6 @@ class CsvSource(files.FileSource):
         return names
 
     def _document(self, names: list[str], row: list[str]) -> Document | Reject:
-        if not row:
-            return Reject("blank_line", "the line is blank", malformed=False)
         if len(row) != len(names):
             return Reject(
                 "wrong_number_of_fields",
@@ -102,6 +103,30 @@ class CsvSource(files.FileSource):
             if value and name != self.text_field
         }
         return Document(text, {**known, self.text_field: text})
+
+
+_BLANK = Reject("blank_line", "the line is blank", malformed=False)
+
+
+def _with_runs(rows: Iterator[list[str]]) -> Iterator[list[str] | int]:
+    """Yield the rows, but a run of blank rows after the first row as their number."""
+    yield from itertools.islice(rows, 1)
+    number = 0
+    try:
+        for row in rows:
+            if not row:
+                number += 1
+                continue
+            if number:
+                yield number
+                number = 0
+            yield row
+    except files.TruncatedFile:
+        if number:
+            yield number
+        raise
+    if number:
+        yield number
 
 
 def _lines(file: str, on_read: ReadCallback) -> Iterator[str]:

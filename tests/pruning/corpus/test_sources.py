@@ -116,16 +116,24 @@ def test_rows_before_a_cut_are_whole(tmp_path):
     assert seen == [json.loads(line)["text"] for line in lines[: len(seen)]]
 
 
-def test_blank_lines_before_a_cut_are_counted(tmp_path):
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_blank_lines_are_one_item_also_before_a_cut(tmp_path, kind, end):
+    source, before, line = {
+        "jsonl": (JsonlSource(), b"", b'{"text": "a"}\n'),
+        "csv": (CsvSource(), b"text\n", b'"a\n\n\nb"\n'),
+    }[kind]
     packer = zlib.compressobj(wbits=31)
-    path = tmp_path / "file.jsonl.gz"
-    content = b'{"text": "a"}\n' + b"\n" * 1000 + b'{"text": "b'
+    path = tmp_path / f"file.{kind}.gz"
+    content = before + line + end * 1000 + line + end * 10 + line[:4]
     path.write_bytes(packer.compress(content) + packer.flush(zlib.Z_SYNC_FLUSH))
     seen = []
     with pytest.raises(TruncatedFile):
-        for item in JsonlSource().read(str(path), (), lambda n_bytes: None):
+        for item in source.read(str(path), (), lambda n_bytes: None):
             seen.append(item)
-    assert reasons(seen) == ["document", "blank_line"] and seen[1].rows == 1000
+    assert reasons(seen) == ["document", "blank_line"] * 2
+    assert [item.rows for item in seen[1::2]] == [1000, 10]
+    assert seen[0].text == ("a" if kind == "jsonl" else "a\n\n\nb")
 
 
 def test_paths_are_files_directories_and_patterns(tmp_path):
