@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit on any mesh; damaged ones are passed over."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -277,3 +278,18 @@ def test_an_error_of_training_is_not_replaced_by_one_of_writing(tmp_path, monkey
     monkeypatch.setattr(checkpoints._manager, "close", close)
     with pytest.raises(ckpt.CheckpointError, match="disk gone"), checkpoints:
         pass
+
+
+def test_the_interpreters_hook_for_errors_is_restored(tmp_path):
+    """A chain of hooks of former contexts would end in endless recursion."""
+    hook = sys.unraisablehook
+    for _ in range(2):
+        with ckpt.Checkpoints(tmp_path) as checkpoints:
+            assert sys.unraisablehook is not hook
+            checkpoints.steps()
+        assert sys.unraisablehook is hook
+    assert not any(
+        getattr(kept, "__qualname__", "").startswith("_Without")
+        for name in ("absl", "asyncio")
+        for kept in logging.getLogger(name).filters
+    )
