@@ -413,7 +413,7 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
+def small_study(small_corpus, small_model, tmp_path_factory, on_one_device) -> Path:
     """A scorer, three selections and the runs on them, made by the stages' own functions."""
     import json
 
@@ -426,7 +426,7 @@ def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
     from pruning.selection import select, strategies
 
     root = tmp_path_factory.mktemp("study")
-    corpus = str(small_corpus)
+    corpus, compiled = str(small_corpus), str(tmp_path_factory.mktemp("compiled"))
 
     def selected(name, strategy, **settings):
         output = str(root / name)
@@ -448,7 +448,7 @@ def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
             row_length=256,
             batch_rows=8,
             dtype="float32",
-            compilation_cache=None,
+            compilation_cache=compiled,
         )
     )
     chosen = {"within": pool, "keep_tokens": 0.5}
@@ -475,6 +475,7 @@ def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
                 steps=4,
                 eval_every=2,
                 eval_batches=1,
+                compilation_cache=compiled,
             )
         )
         judged = str(root / "runs" / name / "perplexity")
@@ -488,7 +489,7 @@ def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
                 likelihood=likelihood,
                 row_length=256,
                 batch_rows=8,
-                compilation_cache=None,
+                compilation_cache=compiled,
             )
         )
         rate = 1.0 if name == "full" else 0.5
