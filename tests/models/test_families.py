@@ -28,10 +28,11 @@ LENGTHS = np.array([LENGTH, 41])
 # Of the largest logit. On AMD half as much; Intel CPUs with AMX add in another order.
 LARGEST_ERROR, LARGEST_YARN_ERROR = 2e-6, 3e-6
 BASE = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
     "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "initializer_range": 0.1,
 }  # fmt: skip
+FOUR_LAYERS = {"num_hidden_layers": 4}  # where layers differ
 YARN = {
     "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0,
     "original_max_position_embeddings": 32,
@@ -50,12 +51,16 @@ GRANITE = {
 QWEN_MOE = BASE | {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FAMILIES = {  # name: (class, settings, the type it is written as)
     "olmo2": ("Olmo2", BASE, "olmo2"),
-    "olmo3": ("Olmo3", BASE | {"sliding_window": 20}, "olmo3"),
+    "olmo3": ("Olmo3", BASE | FOUR_LAYERS | {"sliding_window": 20}, "olmo3"),
     "olmo3_yarn": (
-        "Olmo3", BASE | {"sliding_window": 20, "rope_parameters": OLMO3_ROPE}, "olmo3",
+        "Olmo3",
+        BASE | FOUR_LAYERS | {"sliding_window": 20, "rope_parameters": OLMO3_ROPE},
+        "olmo3",
     ),
-    "smollm3": ("SmolLM3", BASE | {"no_rope_layer_interval": 2}, "smollm3"),
-    "smollm3_untied": ("SmolLM3", BASE | {"tie_word_embeddings": False}, "smollm3"),
+    "smollm3": ("SmolLM3", BASE | FOUR_LAYERS | {"no_rope_layer_interval": 2}, "smollm3"),
+    "smollm3_untied": (
+        "SmolLM3", BASE | FOUR_LAYERS | {"tie_word_embeddings": False}, "smollm3",
+    ),
     "phi3": ("Phi3", BASE | {"sliding_window": 20}, "mistral"),
     "phi4": ("Phi3", BASE | {"rope_parameters": PHI4_ROPE, "tie_word_embeddings": True}, "phi3"),
     "granite": ("Granite", BASE | GRANITE, "granite"),
@@ -82,6 +87,19 @@ FAMILIES = {  # name: (class, settings, the type it is written as)
 
 # Not decoded here: what distinguishes these from families above concerns one pass alike.
 DECODED = [name for name in FAMILIES if name not in ("qwen2_moe", "olmoe")]
+
+# One of each kind of stack: layers that differ, blocks of two norms, experts. That the stacked and
+# unrolled parameters of all families are the same is tested where they are written and read.
+UNROLLED = ("olmo3_yarn", "smollm3", "pythia", "qwen2_moe")
+
+# The loop over steps knows no family: each family's steps are compared by their logits.
+GREEDY = ("olmo3_yarn", "smollm3", "granite_tied", "pythia", "mixtral")
+
+
+def some(chosen, names):
+    """Return the parameters of a test: all names, of which those not chosen are a sweep."""
+    sweep = pytest.mark.sweep
+    return [name if name in chosen else pytest.param(name, marks=sweep) for name in names]
 
 
 def reference(name: str):
@@ -142,20 +160,33 @@ def assert_near(found, expected, name: str) -> None:
     assert error < max(limit, 2 * own), error
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_logits_are_those_of_transformers(family, scan_layers):
-    name, theirs, directory = family
-    model, params = weights.load(directory, scan_layers=scan_layers)
+@pytest.fixture(scope="module")
+def loaded(family):
+    """The model and its parameters, loaded once for the tests of a family."""
+    return weights.load(family[2])
+
+
+def test_logits_are_those_of_transformers(family, loaded):
+    assert_logits_of_transformers(family, *loaded)
+
+
+@pytest.mark.parametrize("family", some(UNROLLED, FAMILIES), indirect=True)
+def test_unrolled_logits_are_those_of_transformers(family):
+    assert_logits_of_transformers(family, *weights.load(family[2], scan_layers=False))
+
+
+def assert_logits_of_transformers(family, model, params) -> None:
+    name, theirs, _ = family
     rows = tokens()
     logits = jax.jit(lambda p: model.bind(p)({"decoder_input_tokens": rows}))(params)
     real = rows != 0
     assert_near(np.asarray(logits)[real], expected_logits(theirs, rows)[real], name)
 
 
-def test_packed_rows_are_those_of_separate_texts(family):
+def test_packed_rows_are_those_of_separate_texts(family, loaded):
     """Positions restart with each segment, also in layers that have none."""
-    name, theirs, directory = family
-    model, params = weights.load(directory)
+    name, theirs, _ = family
+    model, params = loaded
     rows = tokens()
     packed = np.concatenate([rows[1, : LENGTHS[1]], rows[0, :20]])[None]
     segment_ids = np.repeat([1, 2], [LENGTHS[1], 20])[None].astype(np.int32)
@@ -167,22 +198,24 @@ def test_packed_rows_are_those_of_separate_texts(family):
 
 
 @pytest.mark.parametrize("family", DECODED, indirect=True)
-def test_cached_logits_are_those_of_transformers(family):
+def test_cached_logits_are_those_of_transformers(family, loaded):
     """Rows of different lengths are continued by given tokens, one by one."""
-    name, theirs, directory = family
-    model, params = weights.load(directory)
+    name, theirs, _ = family
+    model, params = loaded
     rows = tokens()
     forced = np.random.default_rng(2).integers(3, VOCAB, (ROWS, STEPS)).astype(np.int32)
 
     def decode(params):
         module = model.bind(params)
         decoding = module.start_decoding(rows, jnp.asarray(LENGTHS), beams=1, steps=STEPS)
-        token, cache, found = decoding.start, decoding.cache, []
-        for step in range(STEPS):
-            logits, cache = decoding.step(token, jnp.int32(step), cache)
-            token = forced[:, step]
-            found.append(logits)
-        return jnp.stack(found, axis=1)
+
+        def extend(cache, given):
+            logits, cache = decoding.step(*given, cache)
+            return cache, logits
+
+        given = jnp.concatenate([decoding.start[:, None], forced[:, :-1]], axis=1).T
+        _, found = jax.lax.scan(extend, decoding.cache, (given, jnp.arange(STEPS)))
+        return found.swapaxes(0, 1)
 
     found = np.asarray(jax.jit(decode)(params))
     for row, length in enumerate(LENGTHS):
@@ -191,10 +224,10 @@ def test_cached_logits_are_those_of_transformers(family):
         assert_near(found[row], wanted, name)
 
 
-@pytest.mark.parametrize("family", DECODED, indirect=True)
-def test_greedy_texts_are_those_of_transformers(family):
-    _, theirs, directory = family
-    model, params = weights.load(directory)
+@pytest.mark.parametrize("family", some(GREEDY, DECODED), indirect=True)
+def test_greedy_texts_are_those_of_transformers(family, loaded):
+    _, theirs, _ = family
+    model, params = loaded
     prompt = tokens()[:, :30]
     found = generate(model, params, prompt, max_new_tokens=STEPS, eos_ids=(VOCAB - 1,))
     theirs.generation_config.eos_token_id = VOCAB - 1
@@ -207,9 +240,9 @@ def test_greedy_texts_are_those_of_transformers(family):
     np.testing.assert_array_equal(np.asarray(found.tokens)[:, : wanted.shape[1]], wanted)
 
 
-def test_transformers_reads_what_is_written(family, tmp_path):
-    name, theirs, directory = family
-    model, params = weights.load(directory)
+def test_transformers_reads_what_is_written(family, loaded, tmp_path):
+    name, theirs, _ = family
+    model, params = loaded
     huggingface.save(tmp_path / "ours", model, params)
     settings = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert settings["model_type"] == FAMILIES[name][2]
