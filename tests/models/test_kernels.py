@@ -4,6 +4,7 @@ The TPU kernel has tests of its own; here its steps run in XLA.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -84,20 +85,20 @@ def test_loop_equals_plain_attention_and_its_gradients(kv_heads, with_bias, with
         bias = spelled_out(by_distance, *lengths) if with_bias else None
         return plain(query, key, value, bias, kept, query_segments, key_segments, causal, 0.7)
 
-    def gradients(attend):
+    def with_gradients(attend):
+        def loss(*given):
+            out = attend(*given)
+            return jnp.sum(jnp.sin(out)), out
+
         wanted = (0, 1, 2, 3) if with_bias else (0, 1, 2)
-        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(attend(*a))), argnums=wanted))(
+        gradients, out = jax.jit(jax.grad(loss, argnums=wanted, has_aux=True))(
             query, key, value, by_distance
         )
+        return out, gradients
 
-    np.testing.assert_allclose(
-        jax.jit(looped)(query, key, value, by_distance),
-        reference(query, key, value, by_distance),
-        atol=3e-6,
-    )
-    for ours, theirs in zip(
-        jax.tree.leaves(gradients(looped)), jax.tree.leaves(gradients(reference)), strict=True
-    ):
+    (ours, our_gradients), (theirs, their_gradients) = map(with_gradients, (looped, reference))
+    np.testing.assert_allclose(ours, theirs, atol=3e-6)
+    for ours, theirs in zip(our_gradients, their_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=5e-6)
 
 
@@ -121,17 +122,20 @@ def test_loop_over_several_blocks_equals_plain_attention_and_its_gradients(causa
         bias = spelled_out(by_distance, length, length)
         return plain(query, key, value, bias, None, segments, segments, causal, 1.0)
 
-    def gradients(attend):
+    def with_gradients(attend):
         def loss(*given):
-            return jnp.sum(jnp.sin(attend(*given)) * seen[..., None, None])
+            out = attend(*given)
+            return jnp.sum(jnp.sin(out) * seen[..., None, None]), out
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(query, key, value, by_distance)
+        gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(
+            query, key, value, by_distance
+        )
+        return np.asarray(out), gradients
 
-    ours = jax.jit(looped)(query, key, value, by_distance)
+    (ours, our_gradients), (theirs, their_gradients) = map(with_gradients, (looped, reference))
     assert np.isfinite(ours).all()
-    theirs = reference(query, key, value, by_distance)
     np.testing.assert_allclose(ours[seen], theirs[seen], atol=2e-6)
-    for ours, theirs in zip(gradients(looped), gradients(reference), strict=True):
+    for ours, theirs in zip(our_gradients, their_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
@@ -146,6 +150,9 @@ def test_loop_rounds_as_the_plain_form_does_in_bfloat16():
     np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
 
 
+DROPOUT_SEED = 5
+
+
 def batch_of(rows=8, length=24):
     random = np.random.default_rng(1)
     segments = np.sort(random.integers(1, 4, (rows, length)), axis=1).astype(np.int32)
@@ -156,6 +163,19 @@ def batch_of(rows=8, length=24):
         "decoder_input_tokens": random.integers(0, 64, (rows, length)).astype(np.int32),
         "decoder_segment_ids": segments,
     }
+
+
+@functools.cache
+def params_of(config):
+    return jax.jit(Model(config).init)(jax.random.key(0))
+
+
+@functools.cache
+def plain_result(config, *, rows, dropout=False):
+    """Loss and gradient without a kernel, computed once for all kernels."""
+    config = dataclasses.replace(config, attention="xla")
+    key = jax.random.key(DROPOUT_SEED) if dropout else None
+    return loss_and_gradient(config, params_of(config), batch_of(rows), key)
 
 
 def loss_and_gradient(config, params, batch, dropout_key=None):
@@ -193,36 +213,39 @@ def test_branches_see_what_they_share_and_themselves():
     query, key, value, *_ = inputs(batch=1, queries=12, keys=12, kv_heads=2)
     given = {"query_segments": segments, "key_segments": segments, "causal": True}
 
+    @jax.jit
     def loop(query):
         return looped_attention(query, key, value, until=branches.until, **given)[:, :11]
 
+    @jax.jit
     def whole(query):
         tree = segment_mask(segments, segments, causal=True, branches=branches)
         return dot_product_attention(query, key, value, mask=tree)[:, :11]
 
     assert np.allclose(loop(query), whole(query), atol=3e-6)
-    ours, theirs = (jax.grad(lambda q, f=f: jnp.sum(f(q) ** 2))(query) for f in (loop, whole))
+    ours, theirs = (
+        jax.jit(jax.grad(lambda q, f=f: jnp.sum(f(q) ** 2)))(query) for f in (loop, whole)
+    )
     assert np.allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["looped", "pallas_interpret", "triton_interpret"])
 def test_model_is_the_same_with_dropout_and_a_bias_per_layer(kernel):
     config = dataclasses.replace(CONFIG, dropout_rate=0.1, relpos_per_layer=True)
-    params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
-    key = jax.random.key(5)
-    ours, plain = (
-        loss_and_gradient(dataclasses.replace(config, attention=attention), params, batch, key)
-        for attention in (kernel, "xla")
+    with_kernel = dataclasses.replace(config, attention=kernel)
+    ours = loss_and_gradient(
+        with_kernel, params_of(config), batch_of(rows=2), jax.random.key(DROPOUT_SEED)
     )
-    assert_close(ours, plain)
+    assert_close(ours, plain_result(config, rows=2, dropout=True))
 
 
 @pytest.mark.parametrize("kernel", ["looped", "pallas_interpret", "triton_interpret"])
 def test_sharded_equals_unsharded(kernel):
+    """Of a kernel on eight devices; unsharded, without a kernel."""
     axes = {"data": 2, "fsdp": 2, "tensor": 2}
     config = dataclasses.replace(CONFIG, attention=kernel)
-    params, batch = Model(config).init(jax.random.key(0)), batch_of()
-    alone = loss_and_gradient(config, params, batch)
+    params, batch = params_of(CONFIG), batch_of()
+    alone = plain_result(CONFIG, rows=8)
     with partitioning.use(partitioning.make_mesh(axes)) as mesh:
         placed = jax.device_put(params, partitioning.param_shardings(Model(config), mesh))
         sharded = loss_and_gradient(config, placed, partitioning.global_batch(batch, mesh))
@@ -269,12 +292,9 @@ def test_decoder_only_models_have_them_too(kernel):
     config = DecoderConfig(
         vocab_size=64, d_model=16, d_ff=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16
     )
-    params, batch = Model(config).init(jax.random.key(0)), batch_of(rows=2)
-    ours, plain = (
-        loss_and_gradient(dataclasses.replace(config, attention=attention), params, batch)
-        for attention in (kernel, "xla")
-    )
-    assert_close(ours, plain)
+    params, batch = params_of(config), batch_of(rows=2)
+    ours = loss_and_gradient(dataclasses.replace(config, attention=kernel), params, batch)
+    assert_close(ours, plain_result(config, rows=2))
     windowed = dataclasses.replace(config, window=4, attention=kernel)
     with pytest.raises(ValueError, match="has no window"):
         loss_and_gradient(windowed, params, batch)
