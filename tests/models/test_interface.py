@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 import sys
 import types
@@ -24,6 +25,11 @@ OLMO2 = dataclasses.replace(
     DECODER, pre_norms=False, post_norms=True, qk_norm=True, qk_norm_joint=True
 )
 CONFIGS = {"t5": T5, "decoder": DECODER, "olmo2": OLMO2}
+
+
+@functools.cache
+def initial(config):
+    return jax.jit(Model(config).init)(jax.random.key(0))
 
 
 def batch_of(config, documents):
@@ -49,22 +55,32 @@ def batch_of(config, documents):
 def test_the_first_decoding_step_predicts_what_the_answer_states_do(name):
     config = CONFIGS[name]
     model = Model(config)
-    params = model.init(jax.random.key(0))
+    params = initial(config)
     random = np.random.default_rng(0)
     documents = [random.integers(2, 60, length) for length in (7, 3, 5)]
-    module = model.bind(params)
-    answers = module.logits(module.answer_states(batch_of(config, documents)))[0]
-    for document, expected in zip(documents, answers, strict=True):
-        decoding = module.start_decoding(jnp.asarray(document)[None], None, beams=1, steps=2)
-        logits, _ = decoding.step(decoding.start, jnp.int32(0), decoding.cache)
-        np.testing.assert_allclose(logits[0], expected, rtol=2e-5, atol=2e-5)
+    batch = batch_of(config, documents)
+    lengths = np.array([len(document) for document in documents])
+    rows = np.zeros((3, 7), np.int32)
+    for row, document in zip(rows, documents, strict=True):
+        row[: len(document)] = document
+
+    @jax.jit
+    def run(params):
+        module = model.bind(params)
+        answers = module.logits(module.answer_states(batch))[0]
+        given = None if config.has_encoder else jnp.asarray(lengths)
+        decoding = module.start_decoding(jnp.asarray(rows), given, beams=1, steps=2)
+        return answers, decoding.step(decoding.start, jnp.int32(0), decoding.cache)[0]
+
+    answers, logits = run(params)
+    np.testing.assert_allclose(logits, answers, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_output_head_gives_the_logits(name):
     config = CONFIGS[name]
     model = Model(config)
-    module = model.bind(model.init(jax.random.key(0)))
+    module = model.bind(initial(config))
     states = jax.random.normal(jax.random.key(1), (1, 3, config.d_model))
     kernel, scale, softcap = module.output_head()
     expected = jnp.dot(states, kernel, precision="highest") * scale
@@ -75,15 +91,16 @@ def test_the_output_head_gives_the_logits(name):
 
 def test_an_encoder_alone_has_states_and_no_head():
     model = Model(dataclasses.replace(T5, num_decoder_layers=0))
-    module = model.bind(model.init(jax.random.key(0)))
-    batch = {"encoder_input_tokens": jnp.arange(1, 9)[None]}
-    assert module.forward(batch).shape == (1, 8, T5.d_model)
+    params, batch = initial(model.config), {"encoder_input_tokens": jnp.arange(1, 9)[None]}
+    forward = jax.jit(lambda params: model.bind(params).forward(batch))
+    assert forward(params).shape == (1, 8, T5.d_model)
+    module = model.bind(params)
     assert not model.config.has_decoder
     with pytest.raises(ValueError, match="no logits"):
         module.output_head()
     decoder = Model(DECODER)
     with pytest.raises(ValueError, match="no encoder"):
-        decoder.bind(decoder.init(jax.random.key(0))).pool(jnp.ones((1, 4), jnp.int32))
+        decoder.bind(initial(DECODER)).pool(jnp.ones((1, 4), jnp.int32))
 
 
 def test_a_kernel_of_the_users_is_named_by_its_import_path(monkeypatch):
@@ -99,8 +116,11 @@ def test_a_kernel_of_the_users_is_named_by_its_import_path(monkeypatch):
     plan = plan_attention("kernel_of_a_user:KERNEL", ids, ids, head_dim=4, dtype="float32")
     assert plan.kernel == Doubled()
     config = dataclasses.replace(DECODER, attention="kernel_of_a_user:KERNEL")
-    params, tokens = Model(DECODER).init(jax.random.key(0)), {"decoder_input_tokens": ids}
-    theirs, ours = (Model(c).bind(params).forward(tokens) for c in (config, DECODER))
+    params, tokens = initial(DECODER), {"decoder_input_tokens": ids}
+    theirs, ours = (
+        jax.jit(lambda params, c=c: Model(c).bind(params).forward(tokens))(params)
+        for c in (config, DECODER)
+    )
     assert not np.allclose(theirs, ours, atol=1e-3)
 
 
