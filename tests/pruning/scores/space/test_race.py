@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -48,6 +49,7 @@ def documents(n, seed=0):
 
 def sketch_of(x, race, mesh):
     sketch = Sketch.draw(race, x.shape[1])
+    race = dataclasses.replace(race, seed=0)  # all seeds share a program
     for _, tiles, valid in loads(iter([(np.arange(len(x)), x)]), mesh):
         counts = count_tiles(race, sketch.projections, sketch.offsets, tiles, valid, mesh)
         sketch.counts += np.asarray(counts)
@@ -56,9 +58,10 @@ def sketch_of(x, race, mesh):
 
 def shares(x, sketch, mesh):
     table = (sketch.counts / sketch.documents).astype(np.float32)
+    race = dataclasses.replace(sketch.race, seed=0)  # all seeds share a program
     parts = [
         np.asarray(
-            density_tiles(sketch.race, sketch.projections, sketch.offsets, table, tiles, mesh)
+            density_tiles(race, sketch.projections, sketch.offsets, table, tiles, mesh)
         ).reshape(-1)[: len(rows)]
         for rows, tiles, _ in loads(iter([(np.arange(len(x)), x)]), mesh)
     ]
@@ -98,7 +101,15 @@ def test_counts_are_those_of_a_plain_loop(race, mesh):
     np.testing.assert_allclose(shares(x, sketch, mesh), plain, rtol=1e-6)
 
 
-@pytest.mark.parametrize("race", KERNELS, ids=str)
+@pytest.mark.parametrize(
+    "race",
+    # One of each family; how devices share the work is the same for all.
+    [
+        pytest.param(race, marks=() if i in (1, 4) else pytest.mark.sweep)
+        for i, race in enumerate(KERNELS)
+    ],
+    ids=str,
+)
 def test_one_and_eight_devices_give_the_same_bits(race, mesh, eight_devices):
     x = documents(3000)
     many = local_mesh(eight_devices)
