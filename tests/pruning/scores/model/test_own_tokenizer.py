@@ -26,6 +26,12 @@ def judge(request, tiny_judge):
     return tiny_judge(request.param)
 
 
+def styles(*kept: str) -> pytest.MarkDecorator:
+    """Judges of these styles; of the others, whose numbers the tests above compare, in a sweep."""
+    others = [pytest.param(style, marks=pytest.mark.sweep) for style in STYLES if style not in kept]
+    return pytest.mark.parametrize("judge", [*kept, *others], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def corpus(make_corpus, english_texts, tmp_path_factory):
     """A corpus in a small SentencePiece vocabulary, which is none of the judges'."""
@@ -92,6 +98,7 @@ def test_probabilities_of_answers_are_those_of_the_text(
             assert abs(found[name][number] - last[answer[0]]) < 1e-5 * abs(last[answer[0]]), style
 
 
+@styles("llama3", "gpt2")  # with BOS and without
 def test_a_token_set_gives_the_scores_of_reading_along(judge, corpus, tmp_path):
     _, path, *_ = judge
     made = token_set.run(
@@ -104,6 +111,7 @@ def test_a_token_set_gives_the_scores_of_reading_along(judge, corpus, tmp_path):
         assert np.array_equal(values, stored[name])
 
 
+@styles("qwen")
 def test_scores_by_another_tokenizer_are_other_work(judge, corpus, tokenizer_of, tmp_path):
     _, path, model, _ = judge
     bare = tmp_path / "bare"  # the model without a tokenizer
@@ -114,6 +122,7 @@ def test_scores_by_another_tokenizer_are_other_work(judge, corpus, tokenizer_of,
         scored(corpus, bare, tmp_path / "nll", scorer, tokenizer=str(tokenizer_of("phi")))
 
 
+@styles("llama3", "gpt2")  # with BOS and without
 def test_long_documents_are_cut_and_estimated_in_their_prompts(
     judge, make_corpus, english_texts, tmp_path
 ):
