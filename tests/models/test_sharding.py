@@ -21,6 +21,13 @@ MESHES = [
     {"data": 2, "fsdp": 2, "tensor": 2},
     {"data": 1, "fsdp": 4, "tensor": 2},
 ]
+# Every model on the mixed mesh, and every other mesh by at least one model.
+MIXED = MESHES[3]
+BY_MODEL = {
+    "t5": (MESHES[1], MESHES[2], MIXED),
+    "decoder": (MESHES[0], MIXED, MESHES[4]),
+    "t5gemma": (MESHES[2], MIXED),
+}
 TINY = {"vocab_size": 96, "d_model": 32, "d_ff": 64}
 T5 = T5Config(**TINY, d_kv=8, num_heads=8, num_encoder_layers=2, num_decoder_layers=2)
 LLAMA = DecoderConfig(**TINY, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=8)
@@ -60,15 +67,31 @@ def compute(model: Model):
     return jax.value_and_grad(loss, has_aux=True)
 
 
-@pytest.fixture(scope="module", params=[T5, LLAMA, T5GEMMA], ids=["t5", "decoder", "t5gemma"])
+MODELS = {"t5": T5, "decoder": LLAMA, "t5gemma": T5GEMMA}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def alone(request):
     """A model, its parameters, and what one device computes."""
-    model = Model(request.param)
+    model = Model(MODELS[request.param])
     params = jax.jit(model.init)(jax.random.key(0))
     return model, params, jax.jit(compute(model))(params, batch())
 
 
-@pytest.mark.parametrize("axes", MESHES, ids=lambda axes: str(axes)[1:-1])
+@pytest.mark.parametrize(
+    ("alone", "axes"),
+    [
+        pytest.param(
+            name,
+            axes,
+            id=f"{name}-{str(axes)[1:-1]}",
+            marks=[] if axes in BY_MODEL[name] else pytest.mark.sweep,
+        )
+        for name in MODELS
+        for axes in MESHES
+    ],
+    indirect=["alone"],
+)
 def test_sharded_equals_unsharded(alone, axes, eight_devices):
     model, params, expected = alone
     mesh = partitioning.make_mesh(axes, eight_devices)
