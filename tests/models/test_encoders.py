@@ -23,12 +23,18 @@ transformers = pytest.importorskip("transformers", reason="the reference is tran
 VOCAB, EOS, LENGTHS = 101, 2, (70, 41, 3)
 LARGEST_ERROR = 2e-6  # of the largest logit; on AMD 1e-6, Intel CPUs with AMX add otherwise
 BASE = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 80, "pad_token_id": 0,
     "eos_token_id": EOS, "initializer_range": 0.1,
 }  # fmt: skip
 ROBERTA = BASE | {"pad_token_id": 1, "type_vocab_size": 1}
-MODERN = BASE | {"local_attention": 16, "cls_token_id": 3, "sep_token_id": 4, "bos_token_id": 3}
+MODERN = BASE | {
+    "num_hidden_layers": 3,
+    "local_attention": 16,
+    "cls_token_id": 3,
+    "sep_token_id": 4,
+    "bos_token_id": 3,
+}
 DEBERTA3 = BASE | {
     "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
     "share_att_key": True, "pos_att_type": "p2c|c2p", "position_biased_input": False,
@@ -89,6 +95,12 @@ def case(request, tmp_path_factory):
     return request.param, expected(model), directory
 
 
+@pytest.fixture(scope="module")
+def loaded(case):
+    """The model and its parameters, loaded once for the tests of a case."""
+    return weights.load(case[2])
+
+
 def expected(model) -> list[np.ndarray]:
     """Return states [length, d_model] or logits [classes] of each text alone, in float64."""
     double = type(model)(model.config).double().eval()
@@ -137,18 +149,18 @@ def of_packed(model: Model, found: np.ndarray) -> list[np.ndarray]:
     return [found[0, 0], found[1, 0], found[1, 1]]
 
 
-def test_packed_rows_give_what_transformers_gives_for_each_text(case):
+def test_packed_rows_give_what_transformers_gives_for_each_text(case, loaded):
     name, wanted, directory = case
-    scan_layers = not name.endswith("classes")
-    model, params = weights.load(directory, scan_layers=scan_layers)
+    unrolled = name.endswith("classes")
+    model, params = weights.load(directory, scan_layers=False) if unrolled else loaded
     tokens, segment_ids, _ = packed()
     found = ours(model, params, tokens, segment_ids, 2)
     assert_near(of_packed(model, found), wanted)
 
 
-def test_padded_rows_give_the_same(case):
-    _, wanted, directory = case
-    model, params = weights.load(directory)
+def test_padded_rows_give_the_same(case, loaded):
+    wanted = case[1]
+    model, params = loaded
     tokens = np.full((len(LENGTHS), 72), model.config.pad_id, np.int32)
     for row, text in enumerate(texts()):
         tokens[row, : len(text)] = text
@@ -176,9 +188,9 @@ def test_sharded_equals_unsharded(case, eight_devices):
     assert_near(of_packed(model, found), wanted)
 
 
-def test_transformers_reads_what_is_written(case, tmp_path):
-    name, wanted, directory = case
-    model, params = weights.load(directory)
+def test_transformers_reads_what_is_written(case, loaded, tmp_path):
+    name, wanted, _ = case
+    model, params = loaded
     huggingface.save(tmp_path / "ours", model, params)
     settings = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert settings["model_type"] == CASES[name][2]
@@ -195,7 +207,7 @@ def test_transformers_reads_what_is_written(case, tmp_path):
     weights.save(tmp_path / "winnow", model, params)
     same, unrolled = weights.load(tmp_path / "winnow", scan_layers=False)
     assert same.config == dataclasses.replace(model.config, scan_layers=False)
-    jax.tree.map(np.testing.assert_array_equal, stack_layers(unrolled), params)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(stack_layers)(unrolled), params)
 
 
 def test_bfloat16_stays_near_float32(case):
