@@ -26,8 +26,8 @@ SIZES = {
     "configs/pretrain/finetune.gin": "--gin.STEPS=2 --gin.BATCH_SIZE=4 --gin.INPUTS_LENGTH=64 "
     "--gin.TARGETS_LENGTH=16",
     "configs/evaluate/examples.gin": "--gin.CAP=200 --gin.INPUTS_LENGTH=64 --gin.TARGETS_LENGTH=16",
-    "configs/evaluate/tasks.gin": "--gin.LIMIT=8 --gin.ROW_LENGTH=128",
-    "configs/evaluate/harness.gin": "--gin.LIMIT=4",
+    "configs/evaluate/tasks.gin": "--gin.LIMIT=4 --gin.ROW_LENGTH=128",
+    "configs/evaluate/harness.gin": "--gin.LIMIT=2 --gin.ROW_LENGTH=512",
 }
 # Commands that are not run here, and where they are.
 ELSEWHERE = {

@@ -16,6 +16,7 @@ from evaluation.inference import InferenceConfig
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
+
 PROBLEMS = [
     {"context": f"What is {i} + {i}?", "chain_of_thought": f"{i} + {i}", "answer": str(2 * i)}
     for i in range(500, 512)
@@ -219,7 +220,7 @@ def twins(tmp_path_factory, t5_vocabulary_file):
         initializer_range=0.3,
     )
     model = Model(config)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     root = tmp_path_factory.mktemp("twins")
     weights.save(root / "ours", model, params, t5_vocabulary_file)
     huggingface.save(root / "theirs", model, params)

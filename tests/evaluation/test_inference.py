@@ -39,7 +39,7 @@ def small_decoder(tmp_path_factory):
     )
     model = Model(config)
     path = tmp_path_factory.mktemp("model") / "decoder"
-    weights.save(path, model, model.init(jax.random.key(1)))
+    weights.save(path, model, jax.jit(model.init)(jax.random.key(1)))
     return path
 
 

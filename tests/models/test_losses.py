@@ -13,6 +13,7 @@ from models.losses import chunked_cross_entropy, cross_entropy, token_log_likeli
 CASES = [(0.0, 0.0), (1e-2, 0.0), (0.0, 0.1), (1e-3, 0.2)]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def case(batch, length, d_model, vocab, dtype=jnp.float32):
     """Hidden states, kernel, targets and weights, some of them 0."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -54,9 +55,10 @@ def test_cross_entropy_by_its_definition(z_loss, label_smoothing):
 def test_cross_entropy_gradient_by_differences(z_loss, label_smoothing):
     hidden, kernel, targets, weights = case(2, 3, 8, 11)
     logits = np.asarray(jnp.einsum("bld,dv->blv", hidden, kernel), np.float64)
-    gradient = jax.grad(lambda x: cross_entropy(x, targets, weights, z_loss, label_smoothing)[0])(
-        jnp.asarray(logits, jnp.float32)
-    )
+    gradient = jax.jit(
+        jax.grad(lambda x: cross_entropy(x, targets, weights, z_loss, label_smoothing)[0])
+    )(jnp.asarray(logits, jnp.float32))
+    gradient = np.asarray(gradient)
     for index in np.ndindex(logits.shape):
         step = np.zeros_like(logits)
         step[index] = 1e-5
@@ -118,6 +120,15 @@ def assert_close(got, expected, tolerance):
     )
 
 
+SMALL = (6, 7, 16, 101)
+
+
+@functools.cache
+def plain_of_small_case(*settings):
+    """Computed once for all chunks."""
+    return with_gradients(plain, case(*SMALL), *settings)
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 16, 1000])
 @pytest.mark.parametrize(
     ("z_loss", "label_smoothing", "scale", "softcap"),
@@ -125,9 +136,9 @@ def assert_close(got, expected, tolerance):
 )
 def test_chunked_equals_plain(chunk, z_loss, label_smoothing, scale, softcap):
     """Whatever the chunk: less than a row, a part of every row, all. Value, aux and gradients."""
-    arguments = case(6, 7, 16, 101)
+    arguments = case(*SMALL)
     settings = (z_loss, label_smoothing, scale, softcap)
-    expected = with_gradients(plain, arguments, *settings)
+    expected = plain_of_small_case(*settings)
     got = with_gradients(chunked, arguments, *settings, chunk)
     assert_close(got, expected, 2e-6)
     undifferentiated = jax.jit(lambda h, k, w: chunked(h, k, arguments[2], w, *settings, chunk)[0])

@@ -4,6 +4,8 @@ In the encoder, the decoder, across, in losses and their gradients, and for one-
 decoder-only models too, whose positions start anew in every segment.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,13 +44,22 @@ ROWS = [[(21, 9), (5, 14), (30, 3)], [(44, 17), (1, 1)], [(12, 8)]]
 LENGTH, TARGET_LENGTH = 60, 28
 
 
+@functools.cache
 def params_of(config):
     """Random parameters; the relative biases large, so that a wrong distance would be seen."""
-    params = jax.jit(Model(config).init)(jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf * 5 if "rel_embedding" in jax.tree_util.keystr(path) else leaf,
-        params,
-    )
+
+    def draw(key):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * 5 if "rel_embedding" in jax.tree_util.keystr(path) else leaf,
+            Model(config).init(key),
+        )
+
+    return jax.jit(draw)(jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model: Model, params, batch):
+    return model.bind(params)(batch)
 
 
 def documents():
@@ -123,8 +134,8 @@ def assert_same_documents(packed_array, segment_ids, padded_array, side):
 def test_encoder_decoder(config):
     model, params = Model(config), params_of(config)
     batch, apart = packed(), padded()
-    encode = jax.jit(lambda *ids: model.bind(params).encode(*ids))
-    logits = jax.jit(lambda batch: model.bind(params)(batch))
+    run = jax.jit(lambda params, *ids: model.bind(params).encode(*ids))
+    encode, logits = functools.partial(run, params), functools.partial(logits_of, model, params)
     encoder_ids, decoder_ids = batch["encoder_segment_ids"], batch["decoder_segment_ids"]
     assert_same_documents(
         encode(batch["encoder_input_tokens"], encoder_ids),
@@ -138,7 +149,7 @@ def test_encoder_decoder(config):
 def test_neighbors_have_no_influence():
     """Exactly none: changing one document leaves every bit of the others."""
     model, params = Model(T5), params_of(T5)
-    logits = jax.jit(lambda batch: model.bind(params)(batch))
+    logits = functools.partial(logits_of, model, params)
     batch = packed()
     before = np.asarray(logits(batch))
     second = batch["encoder_segment_ids"][0] == 2
@@ -181,7 +192,7 @@ def test_one_step_scoring():
     answers = np.array([3, 17, 40])
 
     @jax.jit
-    def scores(tokens, segment_ids, decoder_segment_ids):
+    def run(params, tokens, segment_ids, decoder_segment_ids):
         module = model.bind(params)
         encoded = module.encode(tokens, segment_ids)
         start = jnp.full(decoder_segment_ids.shape, T5.decoder_start_id)
@@ -190,11 +201,13 @@ def test_one_step_scoring():
         candidates = jnp.broadcast_to(answers, (*start.shape, len(answers)))
         return token_log_likelihood(hidden, head, candidates, chunk=4)
 
+    scores = functools.partial(run, params)
     batch, apart = packed(), padded()
     questions = np.broadcast_to(np.arange(1, 5), (len(ROWS), 4))  # a fourth that is never there
     together = scores(batch["encoder_input_tokens"], batch["encoder_segment_ids"], questions)
     tokens = apart["encoder_input_tokens"]
     alone = scores(tokens, (tokens > 0).astype(np.int32), np.ones((len(tokens), 1), np.int32))
+    together, alone = np.asarray(together), np.asarray(alone)
     row_scores = [together[row, : len(texts)] for row, texts in enumerate(ROWS)]
     np.testing.assert_allclose(np.concatenate(row_scores), alone[:, 0], rtol=0, atol=TOLERANCE)
     assert np.isfinite(together).all()
@@ -203,7 +216,7 @@ def test_one_step_scoring():
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_decoder_only(config):
     model, params = Model(config), params_of(config)
-    logits = jax.jit(lambda batch: model.bind(params)(batch))
+    logits = functools.partial(logits_of, model, params)
     batch, apart = packed(), padded()
     given = {name: batch[name] for name in ("decoder_input_tokens", "decoder_segment_ids")}
     assert_same_documents(
