@@ -16,7 +16,6 @@ from evaluation.inference import InferenceConfig
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
-
 PROBLEMS = [
     {"context": f"What is {i} + {i}?", "chain_of_thought": f"{i} + {i}", "answer": str(2 * i)}
     for i in range(500, 512)
