@@ -275,7 +275,7 @@ SMALL = T5Config(vocab_size=4096, d_model=512, d_kv=64, d_ff=3072, num_heads=8,
         ("t5x_scanned", True, SMALL, 5),
         ("t5x_scanned", False, SMALL, 5),  # what is kept as a stack, taken apart
         ("run", True, SMALL, 5),
-        ("run", False, SMALL, 5),
+        pytest.param("run", False, SMALL, 5, marks=pytest.mark.sweep),
         pytest.param("huggingface", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.sweep),
         pytest.param("t5x", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.sweep),
         pytest.param("run", True, NAMED["flan_t5_base"], 2, marks=pytest.mark.sweep),

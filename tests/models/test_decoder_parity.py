@@ -125,7 +125,11 @@ def batch() -> dict:
 
 @pytest.mark.parametrize(
     ("variant", "scan_layers"),
-    [(variant, True) for variant in VARIANTS] + [("gpt2", False), ("gemma3", False)],
+    [
+        *((variant, True) for variant in VARIANTS),
+        ("gemma3", False),  # two kinds of layers
+        pytest.param("gpt2", False, marks=pytest.mark.sweep),
+    ],
 )
 def test_variant_equals_transformers(variant, scan_layers, tmp_path):
     torch_model = reference(*VARIANTS[variant])

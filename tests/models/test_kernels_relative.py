@@ -89,7 +89,7 @@ def assert_close(ours, theirs, tolerance):
 @pytest.mark.parametrize(
     ("heads", "head_dim", "length", "causal"),
     [
-        (2, 64, 128, False),
+        pytest.param(2, 64, 128, False, marks=pytest.mark.sweep),
         (3, 64, 200, False),  # half a lane block, and a part of a block of tokens
         (1, 128, 256, True),
         (5, 32, 384, False),
@@ -103,7 +103,10 @@ def test_kernel_equals_plain_attention_and_its_gradients(heads, head_dim, length
     assert_close(ours, theirs, 1e-5)
 
 
-@pytest.mark.parametrize(("heads", "length", "causal"), [(2, 512, False), (3, 460, True)])
+@pytest.mark.parametrize(
+    ("heads", "length", "causal"),
+    [pytest.param(2, 512, False, marks=pytest.mark.sweep), (3, 460, True)],
+)
 def test_rows_of_many_blocks_skip_what_they_may(heads, length, causal, monkeypatch):
     monkeypatch.setattr(relative, "BLOCKS", {"whole": 128, "block": 128})
     ours, theirs = both(heads, case(heads, 64, length), causal=causal)
