@@ -152,7 +152,8 @@ def test_optimizer_state_lies_with_its_parameters(mesh):
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 @pytest.mark.parametrize(
-    "config", [pytest.param(T5, marks=pytest.mark.sweep), DECODER]  # test_sharding.py has T5's
+    "config",
+    [pytest.param(T5, marks=pytest.mark.sweep), DECODER],  # test_sharding.py has T5's
 )
 def test_sharded_logits_equal_unsharded_ones(eight_devices, config, axes):
     model = Model(config)
