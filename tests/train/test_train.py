@@ -280,7 +280,7 @@ def assert_same_curve(output: Path, expected: np.ndarray) -> None:
     "mesh",
     [
         pytest.param("{'data': 8}", marks=pytest.mark.sweep),
-        "{'fsdp': 8}",
+        pytest.param("{'fsdp': 8}", marks=pytest.mark.sweep),
         pytest.param("{'tensor': 2}", marks=pytest.mark.sweep),
         "{'data': 2, 'fsdp': 2, 'tensor': 2}",
     ],
