@@ -86,8 +86,7 @@ def examples(config) -> dict:
 UNROLLED = {"scan_layers": False}
 SWEEP = pytest.mark.sweep
 RUNS = [
-    pytest.param(T5, {"remat": name}, marks=[] if name == "full" else SWEEP)
-    for name in REMAT[1:]
+    pytest.param(T5, {"remat": name}, marks=[] if name == "full" else SWEEP) for name in REMAT[1:]
 ]
 # Unrolled without remat is the decoder's case, and that of the bfloat16 encoder below.
 RUNS += [pytest.param(T5, UNROLLED, marks=SWEEP)]
