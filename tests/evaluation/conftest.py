@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,20 +65,3 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "t5"
     weights.save(path, model, jax.jit(model.init)(jax.random.key(0)))
     return path
-
-
-@pytest.fixture(scope="module")
-def on_one_device() -> Iterator[None]:
-    """The tests' processes have eight devices; programs for one are compiled sooner."""
-    import jax
-
-    from models import partitioning
-
-    make_mesh = partitioning.make_mesh
-
-    def on_the_first(axes=None, devices=None):
-        return make_mesh(axes, (jax.devices() if devices is None else devices)[:1])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(partitioning, "make_mesh", on_the_first)
-        yield

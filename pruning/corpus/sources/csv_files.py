@@ -12,7 +12,6 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -58,13 +57,13 @@ class CsvSource(files.FileSource):
             delimiter=self.delimiter or ("\t" if ".tsv" in file.rpartition("/")[2] else ","),
             quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
         )
-        names: list[str] | None = None
         try:
+            if (first := next(rows, None)) is None:
+                return
+            names = self._names(file, first)
             for row in _with_runs(rows):
                 if isinstance(row, int):
                     yield _BLANK._replace(rows=row)
-                elif names is None:
-                    names = self._names(file, row)
                 else:
                     yield self._document(names, row)
         except csv.Error as error:
@@ -109,8 +108,7 @@ _BLANK = Reject("blank_line", "the line is blank", malformed=False)
 
 
 def _with_runs(rows: Iterator[list[str]]) -> Iterator[list[str] | int]:
-    """Yield the rows, but a run of blank rows after the first row as their number."""
-    yield from itertools.islice(rows, 1)
+    """Yield the rows, but a run of blank rows as their number."""
     number = 0
     try:
         for row in rows:

@@ -413,7 +413,7 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def small_study(small_corpus, small_model, tmp_path_factory, on_one_device) -> Path:
+def small_study(small_corpus, small_model, tmp_path_factory) -> Path:
     """A scorer, three selections and the runs on them, made by the stages' own functions."""
     import json
 

@@ -16,8 +16,6 @@ from pruning.corpus.vocabulary import Vocabulary
 from pruning.data.examples import ExamplesConfig
 from pruning.store.manifest import ConfigurationChanged
 
-pytestmark = pytest.mark.usefixtures("on_one_device")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -34,6 +34,8 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 ASK = AskLLM(prompt="q {document} a", yes=("y", "Y"), no=("n",), max_tokens=48)
 SPAN = Likelihood("span", window=24, overlap=10, span_length=2, masks=3)
 CAUSAL = Likelihood("causal", window=24, overlap=10, token_nll=True)
+# Of processes with the number of devices that users have; less optimized programs compile sooner.
+ALONE = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
 @pytest.fixture
@@ -211,10 +213,7 @@ places = [{{s.data.unsafe_buffer_pointer() for s in leaf.addressable_shards}}
           for leaf in jax.tree.leaves(params)]
 print(jax.local_device_count(), max(map(len, places)))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ALONE)
     assert ran.stdout.split() == ["4", "1"], ran.stderr
 
 
@@ -228,10 +227,7 @@ engine.run(engine.ScoreConfig(
     scorer=Likelihood("causal", window=32, overlap=8), model={str(model_path)!r},
     tokenizer="corpus", row_length=64, compilation_cache=None))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ALONE)
     assert "tokens on 2 x cpu" in ran.stderr, ran.stderr
 
 
