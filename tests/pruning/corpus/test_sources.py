@@ -8,6 +8,9 @@ import gzip
 import importlib.util
 import inspect
 import json
+import os
+import subprocess
+import sys
 import textwrap
 import zlib
 
@@ -311,7 +314,7 @@ def test_text_files_are_documents_or_lines(tmp_path):
 # TFDS
 
 
-def test_tfds_gives_what_its_records_hold(real_data, capfd):
+def test_tfds_gives_what_its_records_hold(real_data):
     """Against the same documents as another tool wrote them to JSON lines."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
         pytest.skip("TensorFlow Datasets is not installed")
@@ -328,7 +331,27 @@ def test_tfds_gives_what_its_records_hold(real_data, capfd):
     assert len(texts) == 200
     start = known.index(texts[0])
     assert known[start : start + 200] == texts
-    said = capfd.readouterr().err  # of how TensorFlow started: nothing
+
+
+TFDS_FIRST = """
+import sys
+from pruning.corpus.sources import TfdsSource
+source = TfdsSource("c4/en", "validation", data_dir=sys.argv[1])
+assert next(iter(source.read(source.files()[0], (), lambda n: None))).text
+"""
+
+
+def test_tfds_does_not_print_how_tensorflow_starts(real_data):
+    """In a process of its own: in this one, another test may have started TensorFlow, or JAX, which
+    sets the log level that a user would."""
+    pytest.importorskip("tensorflow_datasets")
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    ran = subprocess.run(
+        [sys.executable, "-c", TFDS_FIRST, real_data / "tfds"],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    said = ran.stderr
     assert not any(word in said for word in ("oneDNN", "cudart", "cuInit", "InitializeLog"))
 
 
