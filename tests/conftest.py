@@ -1,8 +1,12 @@
-"""Where the real data is, and what is skipped without it."""
+"""Settings of every test: the compiler, the devices, and what is skipped without real data."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,12 +22,34 @@ settings.load_profile("fixed")
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = "localhost,127.0.0.1," + os.environ.get(_name, "")
 
-# Before anything imports jax: eight devices on one CPU, so that sharding can be tested.
+# Before anything imports jax: eight devices on one CPU, so that sharding can be tested, and a compiler
+# in a hurry. The tests compile some three thousand programs and run most of them once on a few rows;
+# without LLVM's optimizations and MLIR's fusions that takes a third of the time.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ).strip()
+_FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+    "--xla_cpu_use_fusion_emitters": "false",
+    "--xla_cpu_parallel_codegen_split_count": "1",
+}
+_given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join(
+    [_given, *(f"{name}={value}" for name, value in _FLAGS.items() if name not in _given)]
+).strip()
+
+# Processes that tests start compile what others compiled before: they share the programs of this run.
+# The process that starts the workers makes the directory and removes it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="winnow-compiled-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Background jobs of a script ignore it, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -177,8 +177,9 @@ def in_float64(arguments, z_loss):
 def test_chunked_equals_plain_at_real_vocabularies(vocab, capsys):
     """Value and gradient, in a fraction of the memory, printed side by side.
 
-    To 2e-6 of float64 and of the loss of a model's logits. One running sum over 256,000 words is
-    off by 1.1e-6 of the largest gradient itself, and 1.05e-6 from these.
+    To 5e-6 of float64 and of the loss of a model's logits: about ten times the rounding of a
+    normalizer near 15 in float32, which every probability inherits. CPUs differ in the order of
+    their sums; errors of 0.9e-6 and of 2.2e-6 of the largest gradient have been seen.
     """
     batch, length, d_model, chunk = 2, 114, 64, 32
     arguments = case(batch, length, d_model, vocab)
@@ -186,10 +187,10 @@ def test_chunked_equals_plain_at_real_vocabularies(vocab, capsys):
     got = with_gradients(chunked, arguments, *settings, chunk)
     value, gradients = in_float64(arguments, settings[0])
     assert float(got[0][0]) == pytest.approx(value, rel=1e-6)
-    assert_close(got[1], gradients, 2e-6)
-    assert_close(got, with_gradients(plain_in_models, arguments, *settings), 2e-6)
+    assert_close(got[1], gradients, 5e-6)
+    assert_close(got, with_gradients(plain_in_models, arguments, *settings), 5e-6)
     running = with_gradients(plain, arguments, *settings)
-    assert_close(got, running, 2e-6)
+    assert_close(got, running, 5e-6)
 
     peaks = {
         "plain": temporary_bytes(plain, arguments, *settings),
