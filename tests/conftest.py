@@ -22,9 +22,9 @@ settings.load_profile("fixed")
 for _name in ("no_proxy", "NO_PROXY"):
     os.environ[_name] = "localhost,127.0.0.1," + os.environ.get(_name, "")
 
-# Before anything imports jax: eight devices on one CPU, so that sharding can be tested, and a compiler
-# in a hurry. The tests compile some three thousand programs and run most of them once on a few rows;
-# without LLVM's optimizations and MLIR's fusions that takes a third of the time.
+# Before anything imports jax: eight devices on one CPU, so that sharding can be tested, and a
+# compiler in a hurry. The tests compile some three thousand programs and run most of them once, on
+# a few rows; without LLVM's optimizations and MLIR's fusions that takes a third of the time.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = {
     "--xla_force_host_platform_device_count": "8",
@@ -38,8 +38,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [_given, *(f"{name}={value}" for name, value in _FLAGS.items() if name not in _given)]
 ).strip()
 
-# Processes that tests start compile what others compiled before: they share the programs of this run.
-# The process that starts the workers makes the directory and removes it.
+# Processes that tests start compile what others compiled before: they share the programs of this
+# run. The process that starts the workers makes the directory and removes it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.mkdtemp(prefix="winnow-compiled-")
     atexit.register(shutil.rmtree, _compiled, ignore_errors=True)

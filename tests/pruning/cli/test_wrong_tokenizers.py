@@ -169,20 +169,22 @@ def shape_of(kind: str, tokenizer: Tokenizer) -> T5Config | DecoderConfig:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def pair(request, world):
+def pair(request, world, tmp_path_factory):
+    """A model and artifacts of another tokenizer; made again when pytest returns to a kind."""
     root, paths, artifacts = world
     kind, other = request.param, KINDS[KINDS.index(request.param) - 1]
     own, corpus = str(root / kind / "corpus"), str(root / other / "corpus")
-    tokens = str(root / kind / f"tokens_of_{other}")
+    made = epath.Path(tmp_path_factory.mktemp(f"{kind}_and_{other}"))
+    tokens = str(made / "tokens")
     token_set.run(TokenizeConfig(own, paths[other], tokens, workers=1))
     theirs = load_tokenizer(paths[other])
-    examples = root / kind / f"examples_of_{other}"
+    examples = made / "examples"
     build = Build(examples, "examples", {"of": other}, {}, 1, _SCHEMA)
     with build.shard(0) as shard:
         shard.write({"inputs": [[3, 4, 5]] * 8, "targets": [[6]] * 8})
     build.finish({"vocabulary": theirs.describe()})
     opened = load_corpus(corpus)
-    teacher = root / kind / f"teacher_of_{other}"
+    teacher = made / "teacher"
     values = np.zeros(opened.documents(0), np.float32)
     artifacts.scores(teacher, opened.artifact, {"taste": [values]})
     named = tuple(load_tokenizer(paths[each]).digest[:12] for each in (kind, other))
