@@ -26,8 +26,8 @@ for _name in ("no_proxy", "NO_PROXY"):
 # compiler in a hurry. The tests compile some three thousand programs and run most of them once, on
 # a few rows; without LLVM's optimizations and MLIR's fusions that takes a third of the time.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 _FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
     "--xla_backend_optimization_level": "0",
     "--xla_llvm_disable_expensive_passes": "true",
     "--xla_cpu_use_fusion_emitters": "false",

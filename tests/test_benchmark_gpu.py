@@ -17,7 +17,8 @@ def rows_of(tmp_path, *arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "-1"},
     )
     assert told.returncode == 0, told.stderr[-2000:]
     lines = table.read_text().splitlines()

@@ -220,7 +220,7 @@ def environment(tmp_path, real_data) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+        "JAX_NUM_CPU_DEVICES": "1",
     }  # fmt: skip
 
 

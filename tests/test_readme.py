@@ -61,12 +61,11 @@ def home(tmp_path, real_data, monkeypatch) -> Path:
     binaries.mkdir()
     (binaries / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (binaries / "python").chmod(0o755)
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     for name, value in {
         "HOME": str(tmp_path),
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
-        "XLA_FLAGS": flags,
+        "JAX_NUM_CPU_DEVICES": "1",
         "PROJECT": "my-project",
         "ZONE": "us-west4-a",
         "BUCKET": "my-bucket",

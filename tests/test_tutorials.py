@@ -82,7 +82,6 @@ def followed(tmp_path):
         for name, run in {"python": "", "winnow": "-m winnow"}.items():
             (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {run} "$@"\n')
             (binaries / name).chmod(0o755)
-        flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
         done = subprocess.run(
             ["bash", "-c", script(TUTORIALS / page)], cwd=tmp_path, capture_output=True, text=True,
             timeout=1800, env=os.environ | variables | {
@@ -90,7 +89,7 @@ def followed(tmp_path):
                 "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
                 "PYTHONPATH": str(REPOSITORY),
                 "HF_HUB_OFFLINE": "1",
-                "XLA_FLAGS": flags,
+                "JAX_NUM_CPU_DEVICES": "1",
             },
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -60,13 +60,12 @@ def test_a_task_of_ones_own_is_fine_tuned_on(tiny_run, tmp_path):
         "Train.checkpoint_every": 2,
         "Train.log_every": 1,
     }
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     ran = subprocess.run(
         [sys.executable, str(ROOT / "train.py")]
         + ["--gin_file=configs/pretrain/finetune_seqio.gin"]
         + [f"--gin.{name}={value}" for name, value in settings.items()],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )

@@ -34,8 +34,8 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 ASK = AskLLM(prompt="q {document} a", yes=("y", "Y"), no=("n",), max_tokens=48)
 SPAN = Likelihood("span", window=24, overlap=10, span_length=2, masks=3)
 CAUSAL = Likelihood("causal", window=24, overlap=10, token_nll=True)
-# Of processes with the number of devices that users have; less optimized programs compile sooner.
-ALONE = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+# Of processes with the number of devices that users have.
+ALONE = os.environ | {"JAX_NUM_CPU_DEVICES": "-1"}
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def command(tmp_path, build_corpus, model_path):
                 f"--gin.Score.compilation_cache={tmp_path / 'compiled'}",
             ],
             cwd=REPOSITORY,
-            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "-1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )  # fmt: skip
