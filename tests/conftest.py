@@ -24,19 +24,17 @@ for _name in ("no_proxy", "NO_PROXY"):
 
 # Before anything imports jax: eight devices on one CPU, so that sharding can be tested, and a
 # compiler in a hurry. The tests compile some three thousand programs and run most of them once, on
-# a few rows; without LLVM's optimizations and MLIR's fusions that takes a third of the time.
+# a few rows; without LLVM's optimizations and MLIR's fusions that takes a third of the time. With
+# WINNOW_OPTIMIZED=1 they are compiled as users compile them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-_FLAGS = {
-    "--xla_backend_optimization_level": "0",
-    "--xla_llvm_disable_expensive_passes": "true",
-    "--xla_cpu_use_fusion_emitters": "false",
-    "--xla_cpu_parallel_codegen_split_count": "1",
-}
+_QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 _given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join(
-    [_given, *(f"{name}={value}" for name, value in _FLAGS.items() if name not in _given)]
-).strip()
+if os.environ.get("WINNOW_OPTIMIZED") != "1" and _QUICK not in _given:  # a worker inherits them
+    os.environ["XLA_FLAGS"] = f"{_given} {_QUICK}".strip()
 
 # Processes that tests start compile what others compiled before: they share the programs of this
 # run. The process that starts the workers makes the directory and removes it.
