@@ -550,7 +550,11 @@ def parser() -> argparse.ArgumentParser:
         help="setting of the model's configuration",
     )
     made.add_argument(
-        "--train", action="append", default=[], metavar="NAME=VALUE", help="setting of TrainConfig"
+        "--train",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="setting of TrainConfig, such as optimizer=AdamW",
     )
     made.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="compiler option"

@@ -18,6 +18,7 @@ PROGRAMS = ("train", "ask_llm", "likelihood")
 # Ask-LLM: one document per row and its answer position. Likelihood: one window of the estimator
 # "prefix".
 LENGTHS = {"train": (512, 114), "ask_llm": (512, 1), "likelihood": (128, 384)}
+OPTIMIZERS = ("Adafactor", "AdamW", "Muon")
 
 
 class ProgramError(ValueError):
@@ -37,7 +38,7 @@ class Variant:
         the program. A decoder-only model uses target_length alone.
       fsdp, tensor: sizes of these mesh axes; the remaining chips are data-parallel.
       settings: changes to the model's configuration, as (name, value).
-      train: settings of train.py's TrainConfig, as (name, value).
+      train: settings of train.py's TrainConfig, as (name, value); an optimizer by its name.
       options: compiler options, as (name, value).
       kernels: cycles of Pallas kernels whose schedule cannot be counted, as (name, cycles).
     """
@@ -143,7 +144,12 @@ def _trace_train(variant: Variant, mesh: Any) -> Any:
 
     model = model_of(variant)
     settings: dict[str, Any] = {"output": "", "data": None, "steps": 1, "model": model.config}
-    config = train.TrainConfig(**settings, **dict(variant.train))
+    settings |= dict(variant.train)
+    if (name := settings.pop("optimizer", None)) is not None:
+        if name not in OPTIMIZERS:
+            raise ProgramError(f"no optimizer {name!r}: give one of {', '.join(OPTIMIZERS)}")
+        settings["optimizer"] = train.CONFIGURABLES[name]()
+    config = train.TrainConfig(**settings)
     optimizer = train.make_optimizer(config, model)
     rules = partitioning.override(partitioning.RULES, config.rules)
     state = train.abstract_state(model, optimizer, mesh, rules)

@@ -110,6 +110,16 @@ def test_executed_flops_do_not_depend_on_the_mesh(variant, attention, eight_devi
         assert executed[0] < plain
 
 
+def test_an_optimizer_is_given_by_its_name(eight_devices):
+    mesh = partitioning.make_mesh(TRAIN.mesh_axes, eight_devices)
+    adamw = programs.trace(dataclasses.replace(TRAIN, train=(("optimizer", "AdamW"),)), mesh)
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(adamw.in_avals[0][0]))
+    whole = bytes_of_parameters(TRAIN)
+    assert 3 * whole <= held < 3.01 * whole  # parameters and the two means
+    with pytest.raises(programs.ProgramError, match="AdamW"):
+        programs.trace(dataclasses.replace(TRAIN, train=(("optimizer", "Adam"),)), mesh)
+
+
 def test_results_are_kept_for_the_code_that_was_compiled(tmp_path, monkeypatch):
     pytest.importorskip("libtpu")
     source = tmp_path / "code" / "model.py"
