@@ -410,22 +410,32 @@ def _traffic(
         called = instruction.called("calls")
         inner = computations[called[0]] if called else None
         if inner is not None:
-            reads = [_part(inner, i, shape) for i, shape in enumerate(reads)]
+            reads = [_part(inner, i, shape, computations) for i, shape in enumerate(reads)]
             if inner.root.opcode == "dynamic-update-slice":
                 written = inner.instructions[inner.root.operands[1]].shape
                 reads = [r for r in reads if _ARRAY.sub("", r) or r != instruction.shape]
     return sum(size_of(shape, "hbm") for shape in (*reads, written))
 
 
-def _part(inner: Computation, index: int, shape: str) -> str:
-    """Return the shape of the part of a parameter that a fused computation reads."""
+def _part(inner: Computation, index: int, shape: str, computations: dict[str, Computation]) -> str:
+    """Return the shape of the part of a parameter that a fused computation reads.
+
+    It is that of its slices, where it is only sliced, also inside of further fusions.
+    """
     parameter = inner.parameter(index)
-    users = [i for i in inner.instructions.values() if parameter.name in i.operands]
-    if users and all(u.opcode == "dynamic-slice" for u in users):
-        layouts = _ARRAY.findall(shape)
-        layout = layouts[0][2] if layouts else ""
-        return " ".join(f"{d}[{n}]{layout}" for u in users for d, n, _ in _ARRAY.findall(u.shape))
-    return shape
+    layouts = _ARRAY.findall(shape)
+    layout = layouts[0][2] if layouts else ""
+    parts = []
+    for user in inner.instructions.values():
+        places = [i for i, name in enumerate(user.operands) if name == parameter.name]
+        if places == [0] and user.opcode == "dynamic-slice":
+            parts += [f"{d}[{n}]{layout}" for d, n, _ in _ARRAY.findall(user.shape)]
+        elif places and user.opcode == "fusion" and (called := user.called("calls")):
+            within = computations[called[0]]
+            parts += [_part(within, place, shape, computations) for place in places]
+        elif places:
+            return shape
+    return shape if shape in parts else " ".join(parts) or shape
 
 
 # --------------------------------------------------------------------------------------------------

@@ -149,6 +149,45 @@ def test_collectives_count_once_per_channel_and_by_whether_they_overlap():
     }
 
 
+SLICED = """HloModule jit_step, is_scheduled=true
+
+%slice_of_layer (s.0: f32[9,8,128], s.1: s32[]) -> f32[8,128] {
+  %s.0 = f32[9,8,128]{2,1,0} parameter(0)
+  %s.1 = s32[] parameter(1)
+  %s.2 = f32[1,8,128]{2,1,0} dynamic-slice(%s.0, %s.1, %s.1, %s.1)
+  ROOT %s.3 = f32[8,128]{1,0} bitcast(%s.2)
+}
+
+%layer (l.0: f32[9,8,128], l.1: s32[]) -> f32[8,128] {
+  %l.0 = f32[9,8,128]{2,1,0} parameter(0)
+  %l.1 = s32[] parameter(1)
+  %l.2 = f32[8,128]{1,0} fusion(%l.0, %l.1), kind=kLoop, calls=%slice_of_layer
+  ROOT %l.3 = f32[8,128]{1,0} USE
+}
+
+ENTRY %main (x: f32[9,8,128], i: s32[]) -> f32[8,128] {
+  %x = f32[9,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %f = f32[8,128]{1,0} fusion(%x, %i), calls=%layer, backend_config={"estimated_cycles":"1"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "layers"), [("negate(%l.2)", 1), ("fusion(%l.2, %l.0), calls=%negated", 9)]
+)
+def test_a_slice_inside_of_nested_fusions_reads_only_that_part(use, layers):
+    negated = """%negated (n.0: f32[8,128], n.1: f32[9,8,128]) -> f32[8,128] {
+  %n.0 = f32[8,128]{1,0} parameter(0)
+  %n.1 = f32[9,8,128]{2,1,0} parameter(1)
+  ROOT %n.2 = f32[8,128]{1,0} custom-call(%n.0, %n.1)
+}
+
+"""
+    text = SLICED.replace("USE", use).replace("%layer (", negated + "%layer (")
+    assert hlo.cost(text).bytes == (layers + 1) * 4096 + 4  # and the index
+
+
 @pytest.mark.parametrize(
     ("shape", "size", "in_hbm"),
     [
