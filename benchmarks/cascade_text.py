@@ -11,25 +11,27 @@ judge's own. Floors are cascades whose cheap score is the length of the document
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
+from collections import Counter
 
 import numpy as np
 from scipy import stats
 
 from pruning.corpus.reader import load_corpus
 from pruning.scores.content import content_hashes
-from pruning.scores.distilled.ngram_student import fitted
+from pruning.scores.distilled.ngram_student import DistillConfig, cross_fitted, features
 from pruning.scores.score_set import KIND
 from pruning.scores.text.linear import Bags
 from pruning.scores.text.pieces import Pieces
 from pruning.scores.text.texts import Texts
 from pruning.selection.cascade.decide import Cascade, Population, Promise
 from pruning.selection.cascade.documents import Documents
+from pruning.selection.cascade.labels import normal_scores
 from pruning.store import randomness
 from pruning.store.artifact import load_artifact
 from pruning.store.randomness import Stream
 
-FOLDS = 5
 KEPT = (0.1, 0.2, 0.5)
 
 
@@ -45,16 +47,25 @@ def read(documents: Documents, pieces: Pieces) -> tuple[Bags, np.ndarray]:
 
 
 def student(
-    pieces: Pieces, bags: Bags, fold: np.ndarray, known: np.ndarray, target: np.ndarray, l2: float
-) -> np.ndarray:
-    """Return out-of-fold predictions of every document, as `distill` makes them."""
-    found = np.zeros(len(fold))
-    for k in range(FOLDS):
-        rows = np.flatnonzero(known & (fold != k))
-        model = fitted(pieces, bags.take(rows), target[rows], l2)
-        mine = np.flatnonzero(fold == k)
-        found[mine] = model(bags.take(mine))
-    return found
+    config: DistillConfig,
+    pieces: Pieces,
+    bags: Bags,
+    hashes: np.ndarray,
+    known: np.ndarray,
+    target: np.ndarray,
+) -> tuple[np.ndarray, str, float]:
+    """Return out-of-fold predictions of every document, as `distill` makes them.
+
+    Also returns what was chosen, and the CPU seconds of the predictions, features not included.
+    """
+    rows = np.flatnonzero(known)
+    learned = normal_scores(target[rows])
+    model, l2 = cross_fitted(config, pieces, bags.take(rows), learned, hashes[rows])
+    assert isinstance(model.features, Pieces)
+    few, began = bags.below(model.features.size), time.process_time()
+    found = model(few, model.folds.of(hashes))
+    choice = f"l2 {l2:g}, {model.features.places} places"
+    return found, choice, time.process_time() - began
 
 
 def places_of(cheap: np.ndarray, ties: np.ndarray) -> np.ndarray:
@@ -80,7 +91,8 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.2)
     parser.add_argument("--share", type=float, default=0.95)
     parser.add_argument("--teach", type=float, default=0.05)
-    parser.add_argument("--l2", type=float, default=0.1)
+    parser.add_argument("--l2", type=float, nargs="+", default=DistillConfig.l2)
+    parser.add_argument("--places", type=int, default=DistillConfig.places)
     parser.add_argument("--seeds", type=int, default=20)
     arguments = parser.parse_args()
 
@@ -90,8 +102,13 @@ def main() -> None:
     documents = Documents.of(corpus, None, judged)
     judge = documents.read(judged, arguments.score)
     target = documents.read(judged, arguments.target or arguments.score)
-    pieces = Pieces(2, 1 << 20, arguments.tokens)
+    distill = DistillConfig(
+        "", "", "-", tokens=arguments.tokens, l2=tuple(arguments.l2), places=arguments.places
+    )
+    pieces = features(distill, arguments.tokens)
+    began = time.process_time()
     bags, hashes = read(documents, pieces)
+    scoring = time.process_time() - began
     asks = arguments.prompt + np.minimum(documents.n_tokens, arguments.tokens or 1 << 30)
     n, some = len(documents), np.isfinite(judge)
     print(
@@ -99,18 +116,24 @@ def main() -> None:
     )
     budget = round(arguments.keep * documents.pool["documents"])
     rows: dict[str, list[tuple[float, ...]]] = {"student": [], "length": [], "random": []}
-    quality = []
+    predicting, quality, choices = 0.0, [], Counter[str]()
     for seed in range(arguments.seeds):
         ties = randomness.hashed(Stream.SELECTION_TIE, seed, documents.ids)
         order = np.lexsort((ties, np.where(some, judge, -np.inf)))[::-1][:budget]
         own = np.zeros(n, bool)
         own[order] = True
         drawn = randomness.uniform(Stream.CASCADE_TEACH, seed, documents.ids) < arguments.teach
-        fold = randomness.uniform(Stream.STUDENT_FOLD, seed, hashes) * FOLDS
+        taught, choice, predicting = student(
+            dataclasses.replace(distill, seed=seed),
+            pieces,
+            bags,
+            hashes,
+            drawn & np.isfinite(target),
+            target,
+        )
+        choices[choice] += 1
         cheap = {
-            "student": student(
-                pieces, bags, fold.astype(int), drawn & np.isfinite(target), target, arguments.l2
-            ),
+            "student": taught,
             "length": documents.n_tokens.astype(np.float64),
             "random": randomness.uniform(Stream.EXPERIMENT, seed, documents.ids),
         }
@@ -143,7 +166,10 @@ def main() -> None:
             )
     rho, *recalls = np.mean(quality, axis=0)
     shown = ", ".join(f"{share:.0%}: {r:.3f}" for share, r in zip(KEPT, recalls, strict=True))
-    print(f"student: Spearman {rho:.3f}, recall at {shown}; {arguments.teach:.0%} taught")
+    print(
+        f"student: Spearman {rho:.3f}, recall at {shown}; {arguments.teach:.0%} taught; "
+        f"chosen: {dict(choices)}; {n / (scoring + predicting):,.0f} documents per CPU second"
+    )
     print("| cheap score | seeds | broken | shared, mean | least | certified | asked | predicted |")
     print("|---|---|---|---|---|---|---|---|")
     for name, found in rows.items():

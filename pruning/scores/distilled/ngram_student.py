@@ -14,8 +14,9 @@ Choices
   (folds.py). Agreement with the teacher is measured on these scores: Spearman's correlation, and
   the share of the teacher's best tenth in the student's own, beside those of length and a random
   score.
-- The penalty is chosen once, on a held-out tenth of the contents, and not for each fold, because
-  every choice costs a fit per penalty. This makes the reported agreement slightly optimistic.
+- The penalty, and whether places in the text are features, is chosen once, on a held-out tenth of
+  the contents, and not for each fold, because every choice costs several fits. This makes the
+  reported agreement slightly optimistic.
 - The student is stored with its scores, and applied to another corpus of the same vocabulary by
   `Distill.model`.
 - The time per document of both is in measured.json of their score sets.
@@ -24,7 +25,8 @@ Choices
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +38,7 @@ from pruning.scores.distilled.lessons import HELD_OUT, Lessons, agreement, besid
 from pruning.scores.fitted import fit_once
 from pruning.scores.score_set import Column
 from pruning.scores.terms import CORPUS, Term
-from pruning.scores.text import linear, passes
+from pruning.scores.text import linear, passes, pieces
 from pruning.scores.text.folds import FoldedLinear, Folds
 from pruning.scores.text.linear import Bags, Linear
 from pruning.scores.text.pieces import Pieces
@@ -70,6 +72,8 @@ class DistillConfig:
       tokens: number of tokens that are read of a document; None for as many as the teacher read.
       examples: largest number of the teacher's documents to train on.
       l2: weights of the penalty to choose from, in documents.
+      places: number of parts of what the teacher reads in which tokens may be counted apart; 0 not
+        to try it, as where the teacher reads whole documents.
       folds: number of models, each fitted without one part of the examples.
       seed: seed of the examples and the folds.
       workers: number of local processes; 0 for one per CPU.
@@ -85,7 +89,8 @@ class DistillConfig:
     buckets: int = 1 << 20
     tokens: int | None = None
     examples: int = 200_000
-    l2: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    l2: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    places: int = 8
     folds: int = 5
     seed: int = 0
     workers: int = 0
@@ -97,6 +102,8 @@ class DistillConfig:
         if self.examples < 20 or not self.l2 or min(self.l2) <= 0 or self.folds < 2:
             raise ValueError("examples is at least 20, folds 2, and l2 holds positive numbers.")
         Pieces(self.n, self.buckets, self.tokens)  # raises an error for what it cannot be
+        if self.places and self.places < 2:
+            raise ValueError(f"places is at least 2, or 0 for none, not {self.places}.")
         own = Term(self.score).source == CORPUS
         if (self.teacher is None) == (self.model is None and not own):
             raise ValueError(
@@ -126,10 +133,10 @@ def run(config: DistillConfig) -> Artifact:
         teacher = load_artifact(config.teacher, score_set.KIND)
         require_input(teacher, "corpus", texts.corpus.artifact)
         inputs |= {"teacher": teacher}
-    names = ("score", "n", "buckets", "tokens", "examples", "l2", "folds", "seed")
+    names = ("score", "n", "buckets", "tokens", "examples", "l2", "places", "folds", "seed")
     build = score_set.begin(
         config.output,
-        {"scheme": Pieces.scheme} | {name: getattr(config, name) for name in names},
+        {"scheme": pieces.SCHEME} | {name: getattr(config, name) for name in names},
         inputs,
         texts.corpus,
         COLUMNS,
@@ -156,7 +163,7 @@ def _apply(config: DistillConfig, texts: Texts, fitted: Artifact) -> Artifact:
             f"{texts.corpus.artifact.path}: ingest the texts with the vocabulary that it knows."
         )
     inputs = texts.inputs("corpus") | {"model": fitted}
-    identity = {"scheme": Pieces.scheme}
+    identity = {"scheme": pieces.SCHEME}
     build = score_set.begin(config.output, identity, inputs, texts.corpus, COLUMNS)
     if done := passes.finished(build):
         return done
@@ -174,60 +181,105 @@ def learn(
 ) -> tuple[NGramStudent, dict]:
     """Return the student, and its agreement with the teacher out of fold."""
     lessons = Lessons.of(corpus, teacher, config.score, config.examples, config.seed)
-    pieces = Pieces(config.n, config.buckets, config.tokens or lessons.tokens)
+    reads = features(config, config.tokens or lessons.tokens)
     bags, hashes = [], []
     with progress.track("examples", len(lessons.targets), "documents") as task:
         for shard, rows in enumerate(lessons.rows):
-            for batch in Texts(corpus).read(shard, rows, pieces):
-                bags.append(pieces.bags(pieces.ngrams(batch)))
-                hashes.append(content_hashes(batch, pieces.first))
+            for batch in Texts(corpus).read(shard, rows, reads):
+                bags.append(reads.bags(reads.ngrams(batch)))
+                hashes.append(content_hashes(batch, reads.first))
                 task.advance(len(batch))
-    examples, targets = Bags.join(bags), lessons.targets
-    folds = Folds(Stream.STUDENT_FOLD, config.seed, config.folds)
-    contents = np.concatenate(hashes)
-    fold = folds.of(contents)
-    l2 = config.l2[0]
-    if len(config.l2) > 1:
-        l2 = _penalty(config, pieces, examples, targets, contents)
-    models = []
-    with progress.track("fit", folds.count, "folds") as task:
-        for k in range(folds.count):
-            known = np.flatnonzero(fold != k)
-            models.append(fitted(pieces, examples.take(known), targets[known], l2))
-            task.advance()
-    folded = FoldedLinear(folds, tuple(models))
+    examples, targets, contents = Bags.join(bags), lessons.targets, np.concatenate(hashes)
+    folded, l2 = cross_fitted(config, reads, examples, targets, contents)
+    student = NGramStudent(folded)
     lengths = [corpus.lengths_of(shard, rows) for shard, rows in enumerate(lessons.rows)]
     summary = {
         "examples": len(targets),
-        "tokens": pieces.first,
+        "tokens": reads.first,
         "l2": l2,
+        "places": student.features.places,
         "spearman_beside": beside(
             np.concatenate(lengths), lessons.ids, targets, Stream.STUDENT_BESIDE, config.seed
         ),
     }
-    return NGramStudent(folded), {**summary, **agreement(folded(examples, fold), targets)}
+    found = folded(examples.below(student.features.size), folded.folds.of(contents))
+    return student, {**summary, **agreement(found, targets)}
 
 
-def _penalty(
-    config: DistillConfig, pieces: Pieces, bags: Bags, targets: np.ndarray, contents: np.ndarray
-) -> float:
-    """Return the penalty with the smallest error on a held-out tenth of the documents.
+def features(config: DistillConfig, tokens: int | None) -> Pieces:
+    """Return all features that may be chosen, of a teacher that reads so many tokens."""
+    places = min(config.places, tokens or 0)
+    return Pieces(config.n, config.buckets, tokens, places if places > 1 else 0)
+
+
+def cross_fitted(
+    config: DistillConfig, reads: Pieces, bags: Bags, targets: np.ndarray, contents: np.ndarray
+) -> tuple[FoldedLinear, float]:
+    """Return a model for each fold, with the features and the penalty of the smallest error.
 
     Args:
-      contents: int64 [documents], hashes; copies are on the same side.
+      reads, bags: all features, and the examples' values of them.
+      targets: float64 [documents].
+      contents: int64 [documents], hashes; copies are in the same fold.
     """
+    folds = Folds(Stream.STUDENT_FOLD, config.seed, config.folds)
+    fold = folds.of(contents)
+    chosen, l2 = _chosen(config, reads, bags, targets, contents)
+    bags = bags.below(chosen.size)
+    models = []
+    with progress.track("fit", folds.count, "folds") as task:
+        for k in range(folds.count):
+            known = np.flatnonzero(fold != k)
+            models.append(fitted(chosen, bags.take(known), targets[known], l2))
+            task.advance()
+    return FoldedLinear(folds, tuple(models)), l2
+
+
+def _chosen(
+    config: DistillConfig, reads: Pieces, bags: Bags, targets: np.ndarray, contents: np.ndarray
+) -> tuple[Pieces, float]:
+    """Return the features and penalty with the smallest error on a held-out tenth."""
+    options = [dataclasses.replace(reads, places=0)] + [reads] * bool(reads.places)
+    if len(config.l2) == len(options) == 1:
+        return reads, config.l2[0]
     draws = randomness.uniform(Stream.STUDENT_PENALTY, config.seed, contents)
     tried = draws <= np.quantile(draws, HELD_OUT, method="lower")
-    known, asked, truth = bags.take(~tried), bags.take(tried), targets[tried]
-    models = {l2: fitted(pieces, known, targets[~tried], l2) for l2 in config.l2}
-    return min(models, key=lambda l2: float(np.square(models[l2](asked) - truth).mean()))
+
+    def best(option: Pieces) -> tuple[float, float]:
+        few = bags.below(option.size)
+        known, asked = few.take(~tried), few.take(tried)
+
+        def error(l2: float) -> float:
+            found = fitted(option, known, targets[~tried], l2)(asked)
+            return float(np.square(found - targets[tried]).mean())
+
+        return smallest(error, sorted(config.l2))
+
+    errors = [best(option) for option in options]
+    found = min(range(len(options)), key=lambda i: errors[i][0])
+    return options[found], errors[found][1]
 
 
-def fitted(pieces: Pieces, bags: Bags, targets: np.ndarray, l2: float) -> Linear:
+def smallest(error: Callable[[float], float], values: Sequence[float]) -> tuple[float, float]:
+    """Return the smallest error and its value, walking downhill from the middle of `values`.
+
+    An error of a penalty has one minimum, so this takes about half the fits of trying all.
+    """
+    known = functools.cache(error)
+    at = len(values) // 2
+    while True:
+        near = values[max(at - 1, 0) : at + 2]
+        best = values.index(min(near, key=known))
+        if best == at:
+            return known(values[at]), values[at]
+        at = best
+
+
+def fitted(reads: Pieces, bags: Bags, targets: np.ndarray, l2: float) -> Linear:
     """Return a model in the teacher's units; raise LinearError when all targets are equal."""
     mean, spread = float(targets.mean()), float(targets.std()) or 1.0
-    found = linear.fit(bags, (targets - mean) / spread, pieces, "squared", l2)
-    return Linear(pieces, found.weights * np.float32(spread), found.bias * spread + mean)
+    found = linear.fit(bags, (targets - mean) / spread, reads, "squared", l2)
+    return Linear(reads, found.weights * np.float32(spread), found.bias * spread + mean)
 
 
 @dataclasses.dataclass(frozen=True)

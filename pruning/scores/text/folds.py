@@ -18,6 +18,7 @@ import io
 
 import numpy as np
 
+from pruning.scores.text import pieces
 from pruning.scores.text.hashing import SCHEME, Features
 from pruning.scores.text.linear import Bags, Linear, LinearError, Table
 from pruning.scores.text.pieces import Pieces
@@ -72,6 +73,7 @@ class FoldedLinear:
         of_pieces: dict[str, np.ndarray] = {}
         if isinstance(self.features, Pieces):
             of_pieces["first"] = np.array(self.features.first or 0)
+            of_pieces["places"] = np.array(self.features.places)
         np.savez_compressed(
             sink,
             scheme=np.array(self.features.scheme),
@@ -94,15 +96,16 @@ class FoldedLinear:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         scheme, weights = str(found["scheme"]), found["weights"]
-        if scheme not in (SCHEME, Pieces.scheme) or weights.ndim != 2:
+        if scheme not in (SCHEME, *pieces.SCHEMES) or weights.ndim != 2:
             raise LinearError(
                 f"the model is of the hashes {scheme!r} or of an earlier version; this version "
-                f"needs folds over {SCHEME!r} or {Pieces.scheme!r}: fit it again."
+                f"needs folds over {SCHEME!r} or one of {pieces.SCHEMES}: fit it again."
             )
         features: Table = Features(int(found["n"]), weights.shape[1])
-        if scheme == Pieces.scheme:
+        if scheme in pieces.SCHEMES:
             first = int(found["first"]) or None
-            features = Pieces.of_size(int(found["n"]), weights.shape[1], first)
+            places = int(found.get("places", 0))  # earlier models have none
+            features = Pieces.of_size(int(found["n"]), weights.shape[1], first, places)
         models = tuple(
             Linear(features, weights, float(bias))
             for weights, bias in zip(found["weights"], found["bias"], strict=True)

@@ -191,14 +191,14 @@ def hashed_runs(
     """
     document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     if single is None:
-        single = first_bucket + _reduce(words, buckets)
+        single = first_bucket + reduced(words, buckets)
     parts = [(single, document)]
     grams = words
     for n in range(2, longest + 1):
         # grams[i] starts at word i; it is whole when the word n - 1 further on is of its document.
         grams = mix(grams[:-1] * _NEXT + words[n - 1 :])
         whole = document[: len(grams)] == document[n - 1 :]
-        parts.append((first_bucket + _reduce(grams[whole], buckets), document[: len(grams)][whole]))
+        parts.append((first_bucket + reduced(grams[whole], buckets), document[: len(grams)][whole]))
     lengths = [np.bincount(owner, minlength=len(offsets) - 1) for _, owner in parts]
     bounds = np.concatenate([[0], np.cumsum(np.sum(lengths, axis=0))]).astype(np.int64)
 
@@ -252,7 +252,7 @@ def batches(texts: pa.Array | pa.ChunkedArray, size: int = _BATCH_BYTES) -> Iter
             yield chunk.slice(begin, end - begin)
 
 
-def _reduce(hashes: np.ndarray, buckets: int) -> np.ndarray:
+def reduced(hashes: np.ndarray, buckets: int) -> np.ndarray:
     """Map uint64 to int64 in [0, buckets) by the high bits, with a multiplication."""
     return ((hashes >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.int64)
 

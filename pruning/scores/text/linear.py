@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from scipy import optimize, sparse, special
@@ -38,7 +38,8 @@ class LinearError(ValueError):
 class Table(Protocol):
     """Interface of the features of a linear model."""
 
-    scheme: ClassVar[str]
+    @property
+    def scheme(self) -> str: ...
 
     @property
     def n(self) -> int: ...
@@ -111,6 +112,12 @@ class Bags:
         """Return some of the documents. rows: bool [documents], or integers."""
         taken = self.matrix(int(self.buckets.max(initial=0)) + 1)[rows]
         return Bags(taken.indices, taken.data, taken.indptr)
+
+    def below(self, buckets: int) -> Bags:
+        """Return the documents without entries of buckets from `buckets` on."""
+        few = self.buckets < buckets
+        offsets = np.concatenate([[0], np.cumsum(few)])[self.offsets]
+        return Bags(self.buckets[few], self.values[few], offsets)
 
     def matrix(self, buckets: int) -> sparse.csr_matrix:
         shape = (len(self.offsets) - 1, buckets)

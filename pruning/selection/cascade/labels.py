@@ -1,4 +1,9 @@
-"""Answers of a judge as a score set, for a student to learn from."""
+"""Answers of a judge as a score set, for a student to learn from.
+
+Choices
+- Only the order matters to a cascade, so that the student learns normal scores of ranks. Scores
+  such as log P(yes) are crowded at the top, where the cut is, and a squared error neglects that.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import os
 
 import numpy as np
 import pyarrow as pa
+from scipy import special, stats
 
 from pruning.corpus.layout import rows_of
 from pruning.scores import score_set
@@ -15,14 +21,26 @@ from pruning.selection.cascade.rounds import Rounds
 from pruning.store.artifact import Artifact
 
 COLUMN = "judge"
-COLUMNS = {COLUMN: Column(pa.float64(), "the judge's score, as the cascade ranks by it")}
+COLUMNS = {
+    COLUMN: Column(pa.float64(), "the normal score of the judge's, among its answers so far")
+}
+
+
+def normal_scores(scores: np.ndarray) -> np.ndarray:
+    """Return the standard normal quantiles of ranks, float64 [n]; ties have their mean rank.
+
+    Blom (1958), Statistical Estimates and Transformed Beta-Variables, with (rank - 1/2) / n.
+    """
+    return special.ndtri((stats.rankdata(scores) - 0.5) / max(len(scores), 1))
 
 
 def write(path: os.PathLike, rounds: Rounds, cascade: Cascade) -> Artifact:
     """Write the answers so far; documents that were not asked about are "not_selected"."""
     documents = rounds.documents
     corpus = documents.corpus
-    scores = cascade.scores
+    scores = cascade.scores.copy()
+    some = np.isfinite(scores)
+    scores[some] = normal_scores(scores[some])
     identity = {"cascade": rounds.config.identity, "answers": int(cascade.answered.sum())}
     inputs = {} if rounds.judged is None else {"judged": rounds.judged}
     build = score_set.begin(os.fspath(path), identity, inputs, corpus, COLUMNS)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 
 from pruning.scores.distilled import ngram_student
 from pruning.scores.distilled.lessons import Lessons, agreement
-from pruning.scores.distilled.ngram_student import DistillConfig
+from pruning.scores.distilled.ngram_student import DistillConfig, NGramStudent, smallest
+from pruning.scores.text.folds import FoldedLinear, Folds
+from pruning.scores.text.linear import Linear, LinearError
+from pruning.scores.text.pieces import Pieces
 from pruning.store.manifest import ArtifactError
+from pruning.store.randomness import Stream
 
 
 def texts(n, seed):
@@ -90,8 +95,61 @@ def test_the_student_reads_what_the_teacher_read(tmp_path, write, column):
     scores = ngram_student.run(config)
     assert scores.manifest.summary["tokens"] == 20
     assert scores.manifest.summary["spearman"] > 0.99
-    whole = dataclasses.replace(config, output=str(tmp_path / "whole"), tokens=420)
+    whole = dataclasses.replace(config, output=str(tmp_path / "whole"), tokens=420, places=0)
     assert ngram_student.run(whole).manifest.summary["spearman"] < 0.9
+
+
+def test_places_are_learned_where_they_matter(tmp_path, write, column):
+    """A teacher that likes a letter in the beginning, and dislikes it further on."""
+    random = np.random.default_rng(0)
+    made = ["".join(random.choice(list("abcd"), 40)) for _ in range(900)]
+    corpus = write.corpus(tmp_path / "corpus", [made])
+    taste = np.array([t[:20].count("a") - t[20:40].count("a") for t in made], np.float32)
+    write.scores(tmp_path / "teacher", corpus, {"taste": [taste]})
+    config = DistillConfig(
+        str(tmp_path / "corpus"), str(tmp_path / "teacher"), str(tmp_path / "student"), workers=1,
+        score="column:taste", n=1, tokens=40, places=2,
+    )  # fmt: skip
+    scores = ngram_student.run(config)
+    assert scores.manifest.summary["places"] == 2 and scores.manifest.summary["spearman"] > 0.95
+    # The model's file says what it needs: read again, it scores alike.
+    student = NGramStudent.from_bytes(scores.file("student.npz"))
+    assert student.features.places == 2
+    applied = ngram_student.run(
+        DistillConfig(str(tmp_path / "corpus"), output=str(tmp_path / "again"),
+                      model=str(tmp_path / "student"), workers=1)
+    )  # fmt: skip
+    np.testing.assert_array_equal(column(applied, "student"), column(scores, "student"))
+    without = dataclasses.replace(config, output=str(tmp_path / "without"), places=0)
+    summary = ngram_student.run(without).manifest.summary
+    assert summary["places"] == 0 and summary["spearman"] < 0.3
+
+
+def test_models_of_earlier_versions_have_no_places():
+    reads = Pieces(2, 1 << 17, first=8)
+    model = Linear(reads, np.ones(reads.size, np.float32), 0.5)
+    folded = FoldedLinear(Folds(Stream.STUDENT_FOLD, 0, 2), (model, model))
+    with np.load(io.BytesIO(folded.to_bytes(np.zeros(0)))) as file:
+        earlier = {name: file[name] for name in file.files if name != "places"}
+    sink = io.BytesIO()
+    np.savez(sink, **earlier)
+    assert NGramStudent.from_bytes(sink.getvalue()).features == reads
+    sink = io.BytesIO()
+    np.savez(sink, **(earlier | {"scheme": np.array("pieces-3")}))
+    with pytest.raises(LinearError, match=r"pieces-3.*fit it again"):
+        NGramStudent.from_bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize("best", range(7))
+def test_the_smallest_error_is_found_downhill(best):
+    asked = []
+
+    def error(value):
+        asked.append(value)
+        return abs(value - best)
+
+    assert smallest(error, list(range(7))) == (0, best)
+    assert len(asked) == len(set(asked)) <= 6
 
 
 def test_agreement():

@@ -71,7 +71,35 @@ def test_order_matters_and_wide_tokens_are_told_apart():
     assert buckets[2] != buckets[5]
 
 
+@settings(max_examples=30, deadline=None)
+@given(DOCUMENTS, st.integers(2, 4))
+def test_places_are_counted_apart_beside_the_same_other_entries(documents, places):
+    plain, placed = Pieces(2, 1 << 22, first=8), Pieces(2, 1 << 22, 8, places)
+    grams = placed.ngrams(column_of(documents))
+    found = placed.bags(grams)
+    below, expected = found.below(plain.size), plain.bags(grams)
+    for name in ("buckets", "values", "offsets"):
+        np.testing.assert_array_equal(getattr(below, name), getattr(expected, name))
+    for d, tokens in enumerate(documents):
+        entries = slice(found.offsets[d], found.offsets[d + 1])
+        mine = found.buckets[entries] >= plain.size
+        counts = Counter((token, i * places // 8) for i, token in enumerate(tokens[:8]))
+        logs = np.sort([math.log1p(count) for count in counts.values()])
+        np.testing.assert_allclose(
+            np.sort(found.values[entries][mine]),
+            logs / max(np.linalg.norm(logs), 1e-9),
+            rtol=1e-5,
+        )
+    assert found.buckets.max(initial=0) < placed.size
+    assert Pieces.of_size(2, placed.size, 8, places) == placed
+    assert plain.scheme == "pieces-1" and placed.scheme != plain.scheme
+
+
 def test_settings_are_checked():
+    with pytest.raises(ValueError, match="places"):
+        Pieces(places=8)
+    with pytest.raises(ValueError, match="places"):
+        Pieces(first=4, places=8)
     with pytest.raises(ValueError, match="first is at least 1"):
         Pieces(first=0)
     with pytest.raises(ValueError, match="buckets"):
