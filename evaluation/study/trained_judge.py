@@ -1,4 +1,4 @@
-"""Checks of a judge that a study has trained: its exam, and the share of documents it answers."""
+"""Checks of a study's judge: its exam, if trained here, and the share of documents it answers."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ def exam(judge: str) -> float | None:
 
 
 def caveats(judge: str) -> Iterator[str]:
-    """Yield what a report has to say of the judge's exam."""
-    if (right := exam(judge)) is None:
+    """Yield what a report has to say of the judge: where it is from, and its exam."""
+    if exam(judge) is None:
+        yield f"The judge, {judge}, is used as it was published: it was not tested on this corpus."
         return
-    verdict = "; do not read its selections as a verdict on Ask-LLM" if right < _POOR else ""
     yield (
-        f"Of documents that it had not seen, half of them damaged, the judge told {right:.0%} "
-        f"rightly; guessing gives about half{verdict}."
+        "The judge was trained here to tell intact text from damaged text. It judges form, not "
+        "truth or harm. Published weights take its place with another Study.judge."
     )
+    yield from _examined(judge)
 
 
 def lines(places: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on the judge of a study, and on the scores that it gave, as far as they exist."""
     judge = places["models"].get("judge")
     if judge is not None:
-        yield from (f"judge: {text}" for text in caveats(judge))
+        yield from (f"judge: {text}" for text in _examined(judge))
     for path in places["stages"].values():
         if not (epath.Path(path) / MANIFEST).exists():
             continue
@@ -56,6 +57,16 @@ def lines(places: Mapping[str, Any]) -> Iterator[str]:
         columns = scores.manifest.summary.get("columns", {})
         if scores.manifest.kind == "scores" and {YES, NO} <= columns.keys():
             yield f"{path}: {_answered(scores)}"
+
+
+def _examined(judge: str) -> Iterator[str]:
+    if (right := exam(judge)) is None:
+        return
+    verdict = "; do not read its selections as a verdict on Ask-LLM" if right < _POOR else ""
+    yield (
+        f"Of documents that it had not seen, half of them damaged, the judge told {right:.0%} "
+        f"rightly; guessing gives about half{verdict}."
+    )
 
 
 def _answered(scores: Any) -> str:

@@ -48,3 +48,10 @@ def test_exam_and_answers(tmp_path, small_corpus, accuracy, silent, says):
     if not says:
         assert "do not read" not in exam and "hardly" not in answers
     assert list(trained_judge.lines({"models": {"judge": "google/flan-t5-xl"}, "stages": {}})) == []
+    origin, told = trained_judge.caveats(str(judge))
+    assert "trained here" in origin and told in exam
+
+
+def test_published_weights_are_not_said_to_be_trained_here():
+    (origin,) = trained_judge.caveats("google/flan-t5-xl")
+    assert "google/flan-t5-xl" in origin and "trained here" not in origin
