@@ -15,8 +15,8 @@ Choices
   the share of the teacher's best tenth in the student's own, beside those of length and a random
   score.
 - The penalty, and whether places in the text are features, is chosen once, on a held-out tenth of
-  the contents, and not for each fold, because every choice costs several fits. This makes the
-  reported agreement slightly optimistic.
+  the contents (on more tenths, in turn, where these are small), and not for each fold, because
+  every choice costs several fits. This makes the reported agreement slightly optimistic.
 - The student is stored with its scores, and applied to another corpus of the same vocabulary by
   `Distill.model`.
 - The time per document of both is in measured.json of their score sets.
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ import pyarrow as pa
 from pruning.corpus.reader import Corpus
 from pruning.scores import score_set
 from pruning.scores.content import content_hashes
-from pruning.scores.distilled.lessons import HELD_OUT, Lessons, agreement, beside
+from pruning.scores.distilled.lessons import Lessons, agreement, beside
 from pruning.scores.fitted import fit_once
 from pruning.scores.score_set import Column
 from pruning.scores.terms import CORPUS, Term
@@ -51,6 +52,8 @@ from pruning.store.randomness import Stream
 
 NAME = "Distill"
 MODEL = "student.npz"
+
+_ASKED = 1000  # held-out documents that choose the features and the penalty
 
 COLUMNS = {"student": Column(pa.float32(), "the teacher's score, as predicted by the student")}
 
@@ -238,20 +241,24 @@ def cross_fitted(
 def _chosen(
     config: DistillConfig, reads: Pieces, bags: Bags, targets: np.ndarray, contents: np.ndarray
 ) -> tuple[Pieces, float]:
-    """Return the features and penalty with the smallest error on a held-out tenth."""
+    """Return the features and penalty with the smallest error on held-out tenths."""
     options = [dataclasses.replace(reads, places=0)] + [reads] * bool(reads.places)
     if len(config.l2) == len(options) == 1:
         return reads, config.l2[0]
     draws = randomness.uniform(Stream.STUDENT_PENALTY, config.seed, contents)
-    tried = draws <= np.quantile(draws, HELD_OUT, method="lower")
+    tenth = np.searchsorted(np.quantile(draws, np.arange(1, 10) / 10, method="lower"), draws)
+    tenths = range(min(math.ceil(10 * _ASKED / len(targets)), 10))
 
     def best(option: Pieces) -> tuple[float, float]:
         few = bags.below(option.size)
-        known, asked = few.take(~tried), few.take(tried)
+        parts = [(few.take(tenth != k), few.take(tenth == k)) for k in tenths]
 
         def error(l2: float) -> float:
-            found = fitted(option, known, targets[~tried], l2)(asked)
-            return float(np.square(found - targets[tried]).mean())
+            total = 0.0
+            for k, (known, asked) in zip(tenths, parts, strict=True):
+                found = fitted(option, known, targets[tenth != k], l2)(asked)
+                total += float(np.square(found - targets[tenth == k]).sum())
+            return total
 
         return smallest(error, sorted(config.l2))
 
