@@ -115,16 +115,18 @@ def _save(run: Path, log: Path, limit: int | None) -> None:
         sys.stderr = sys.stdout = stream
         os.dup2(stream.fileno(), 2)
         states = {step: state(step) for step in _STEPS}
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
             with Checkpoints(run, Retention(last=3)) as checkpoints:
                 print("begun", flush=True)
                 for step in _STEPS:
                     if limit is not None and step == 20:
-                        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
                     checkpoints.save(step, *states[step])
                     checkpoints.wait()
                     print(f"saved {step}", flush=True)
         except CheckpointError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # the log has room
             print(f"error: {error}", flush=True)
 
 
