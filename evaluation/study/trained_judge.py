@@ -35,21 +35,21 @@ def exam(judge: str) -> float | None:
 
 def caveats(judge: str) -> Iterator[str]:
     """Yield what a report has to say of the judge: where it is from, and its exam."""
-    if exam(judge) is None:
+    if (right := exam(judge)) is None:
         yield f"The judge, {judge}, is used as it was published: it was not tested on this corpus."
         return
     yield (
         "The judge was trained here to tell intact text from damaged text. It judges form, not "
         "truth or harm. Published weights take its place with another Study.judge."
     )
-    yield from _examined(judge)
+    yield _examined(right)
 
 
 def lines(places: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on the judge of a study, and on the scores that it gave, as far as they exist."""
     judge = places["models"].get("judge")
-    if judge is not None:
-        yield from (f"judge: {text}" for text in _examined(judge))
+    if judge is not None and (right := exam(judge)) is not None:
+        yield f"judge: {_examined(right)}"
     for path in places["stages"].values():
         if not (epath.Path(path) / MANIFEST).exists():
             continue
@@ -59,11 +59,10 @@ def lines(places: Mapping[str, Any]) -> Iterator[str]:
             yield f"{path}: {_answered(scores)}"
 
 
-def _examined(judge: str) -> Iterator[str]:
-    if (right := exam(judge)) is None:
-        return
+def _examined(right: float) -> str:
+    """Return the result of the exam in words. right: share of right answers."""
     verdict = "; do not read its selections as a verdict on Ask-LLM" if right < _POOR else ""
-    yield (
+    return (
         f"Of documents that it had not seen, half of them damaged, the judge told {right:.0%} "
         f"rightly; guessing gives about half{verdict}."
     )

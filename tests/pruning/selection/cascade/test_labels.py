@@ -1,4 +1,4 @@
-"""What a student of a cascade learns."""
+"""Labels of a cascade's student: normal scores of the judge's ranks."""
 
 from __future__ import annotations
 
