@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_module(_MODULES[name], arguments[1:])
     summaries = {command: item.summary for command, item in (STAGES | COMMANDS).items()}
     summaries |= VIEWS | _PROGRAMS
-    lines = "\n".join(f"  {command:<16} {text}" for command, text in summaries.items())
+    width = max(map(len, summaries))
+    lines = "\n".join(f"  {command:<{width}}  {text}" for command, text in summaries.items())
     text = f"usage: winnow COMMAND ...\n\n{lines}\n\n`winnow COMMAND --help` lists its settings."
     if name in ("-h", "--help"):
         say(text)

@@ -87,7 +87,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         arguments,
     )
     study = program.commands["study"]
-    study.add_argument("--dry_run", action="store_true", help="print the stages and run nothing")
+    study.add_argument(
+        *("--dry-run", "--dry_run"), action="store_true", help="print the stages and run nothing"
+    )
     study.add_argument(
         "--only",
         action="append",

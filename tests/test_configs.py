@@ -83,7 +83,8 @@ def read(program: str, arguments: list[str]) -> None:
     configuration.add_arguments(parser)
     for option in ("--only", "--runner", "--beam_pipeline_options", "--distributed", "--until"):
         parser.add_argument(option)
-    parser.add_argument("--dry_run", action="store_true")
+    if command_name == "study":
+        parser.add_argument("--dry-run", action="store_true")
     given, rest = parser.parse_known_args(arguments)
     main = command.main_settings(module.__name__)
     files, bindings = configuration.read_arguments(command_name, default, *main, given, rest)

@@ -186,7 +186,7 @@ def flags_of(
     try:
         named = given.recipe or (None if given.gin_file else recipes.default_of(command, default))
         files = [*([recipes.find(command, named)] if named else []), *given.gin_file]
-        described = {name: dict(_attributes(cls)) for name, cls in configurables(module)}
+        described = {name: dict(_attributes(classes)) for name, classes in configurables(module)}
         for file in files:
             lines = [_flag_line(*item, described) for item in recipes.macros(file).items()]
             yield f"flags [and defaults] of {file}:\n" + "\n".join(lines)
@@ -207,17 +207,12 @@ def main_settings(module: str) -> tuple[str, dict[str, str | None]]:
     """Return the gin name of a module's configuration, and its settings with their defaults."""
     constants = dict(_constants(_source(module)))
     name = ast.literal_eval(constants["NAME"])
-    cls = dict(configurables(module))[name]
-    return name, {
-        node.target.id: ast.unparse(node.value) if node.value else None
-        for node in cls.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    return name, _fields(dict(configurables(module))[name])
 
 
-def _attributes(cls: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Yield the settings of a dataclass and their descriptions, from its docstring."""
-    text = (ast.get_docstring(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+def _attributes(classes: Sequence[ast.ClassDef]) -> Iterator[tuple[str, str]]:
+    """Yield the settings of a dataclass and their descriptions, from its docstrings."""
+    text = "\n".join(_described(cls) for cls in classes)
     for names, description in re.findall(
         r"^  (\w+(?:, \w+)*): (.*?)(?=^  \w|\Z)", text, flags=re.MULTILINE | re.DOTALL
     ):
@@ -226,33 +221,35 @@ def _attributes(cls: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def settings_of(module: str) -> Iterator[str]:
-    """Yield the settings in the docstrings of a stage's dataclasses, without importing it."""
-    for name, cls in configurables(module):
-        attributes = (ast.get_docstring(cls) or "").partition("Attributes:\n")[2]
-        if attributes:
-            defaults = _defaults(cls)
-            described = re.sub(
-                r"^  (\w+(?:, \w+)*):",
-                lambda match: f"  {match[1]}{_shown(match[1], defaults)}:",  # noqa: B023
-                attributes.partition("\n\n")[0],
-                flags=re.MULTILINE,
-            )
-            yield f"settings [and defaults] of --gin.{name}.SETTING=VALUE:\n{described}"
+    """Yield the settings of a stage's dataclasses, read from its source."""
+    bare = []
+    for name, classes in configurables(module):
+        fields = {field: _plain(value) for field, value in _fields(classes).items()}
+        if not fields:
+            bare.append(f"  @{name}(): {(ast.get_docstring(classes[-1]) or '').splitlines()[0]}")
+            continue
+        described = re.sub(
+            r"^  (\w+(?:, \w+)*):",
+            lambda match: f"  {match[1]}{_shown(match[1], fields)}:",  # noqa: B023
+            "\n".join(filter(None, map(_described, classes))),
+            flags=re.MULTILINE,
+        )
+        known = dict(_attributes(classes))
+        others = [f"  {field}{_shown(field, fields)}" for field in fields if field not in known]
+        lines = [line for line in (described, *others) if line]
+        yield f"settings [and defaults] of --gin.{name}.SETTING=VALUE:\n" + "\n".join(lines)
+    if bare:
+        yield "without settings:\n" + "\n".join(bare)
 
 
-def configurables(module: str) -> Iterator[tuple[str, ast.ClassDef]]:
+def configurables(module: str) -> Iterator[tuple[str, Sequence[ast.ClassDef]]]:
     """Yield gin names and dataclasses of the module's CONFIGURABLES and of those it includes.
 
-    Anything that is not a literal dictionary is skipped, because this is for the help alone.
+    Each dataclass comes behind its bases. Anything that is not a literal dictionary is skipped,
+    because this is for the help alone.
     """
     tree = _source(module)
-    constants = dict(_constants(tree))
-    origins = {
-        alias.asname or alias.name: (node.module or "", alias.name)
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+    constants, origins = dict(_constants(tree)), _origins(tree)
     table = constants.get("CONFIGURABLES")
     if not isinstance(table, ast.Dict):
         return
@@ -260,11 +257,31 @@ def configurables(module: str) -> Iterator[tuple[str, ast.ClassDef]]:
         if key is None and isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name):
             yield from configurables(".".join(origins[item.value.id]))  # **sources.CONFIGURABLES
         elif isinstance(item, ast.Name):
-            place, original = origins.get(item.id, (module, item.id))
             named: Any = constants.get(key.id) if isinstance(key, ast.Name) else key
-            for node in _source(place).body:
-                if isinstance(node, ast.ClassDef) and node.name == original:
-                    yield ast.literal_eval(named), node
+            if classes := _with_bases(module, item.id):
+                yield ast.literal_eval(named), classes
+
+
+def _with_bases(module: str, name: str) -> list[ast.ClassDef]:
+    """Return a class behind its bases, as far as they are of this project; none if it is not."""
+    place, original = _origins(_source(module)).get(name, (module, name))
+    if place.partition(".")[0] not in _OURS:
+        return []
+    for node in _source(place).body:
+        if isinstance(node, ast.ClassDef) and node.name == original:
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+            return [cls for base in bases for cls in _with_bases(place, base)] + [node]
+    return []
+
+
+def _origins(tree: ast.Module) -> dict[str, tuple[str, str]]:
+    """Return the names that a module imports from others -> (module, name there)."""
+    return {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 def _constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
@@ -283,16 +300,29 @@ def _source(module: str) -> ast.Module:
     return ast.parse(file.read_bytes())
 
 
-def _defaults(cls: ast.ClassDef) -> dict[str, str]:
-    """Return settings whose default is a plain value."""
+def _fields(classes: Sequence[ast.ClassDef]) -> dict[str, str | None]:
+    """Return the fields of a dataclass and of its bases -> source of the default, if any."""
     return {
-        node.target.id: ast.unparse(node.value)
+        node.target.id: ast.unparse(node.value) if node.value else None
+        for cls in classes
         for node in cls.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
-        if not any(isinstance(part, ast.Call) for part in ast.walk(node.value))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if not ast.unparse(node.annotation).startswith("ClassVar")
     }
 
 
-def _shown(names: str, defaults: dict[str, str]) -> str:
-    values = [defaults[name] for name in names.split(", ") if name in defaults]
+def _described(cls: ast.ClassDef) -> str:
+    """Return the part of a class's docstring that describes its settings."""
+    return (ast.get_docstring(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+
+
+def _plain(default: str | None) -> str | None:
+    """Return the source of a default if it is a plain value."""
+    if default is None or any(isinstance(part, ast.Call) for part in ast.walk(ast.parse(default))):
+        return None
+    return default
+
+
+def _shown(names: str, defaults: Mapping[str, str | None]) -> str:
+    values = [value for name in names.split(", ") if (value := defaults.get(name)) is not None]
     return f" [{', '.join(values)}]" if values else ""

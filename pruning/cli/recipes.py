@@ -218,8 +218,8 @@ def _header(text: str) -> str:
 def _first_sentence(header: str) -> str:
     """Return the first sentence of a header, without citations in parentheses."""
     paragraph = " ".join(re.split(r"\n\s*\n|\n\s+python ", header, maxsplit=1)[0].split())
-    sentence = re.split(r"(?<!et al)[.:](?=\s|$)", paragraph, maxsplit=1)[0]
-    return re.sub(r" \([^()]*(?:et al|arXiv)[^()]*\)", "", sentence)
+    paragraph = re.sub(r" \([^()]*(?:et al|arXiv)[^()]*\)", "", paragraph)
+    return re.split(r"(?<!et al)[.:](?=\s|$)", paragraph, maxsplit=1)[0]
 
 
 def _value_at(text: str, start: int) -> tuple[str, str]:

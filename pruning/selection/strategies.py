@@ -119,6 +119,9 @@ class Percentiles(Bottom):
 
     Percentiles are of tokens, so the share kept is high - low (Ankner et al. 2024 use 0 to 0.5,
     0.25 to 0.75 and 0.5 to 1).
+
+    Attributes:
+      low, high: the window, from 0 to 1.
     """
 
     low: float
@@ -139,6 +142,9 @@ class Threshold(Top):
 
     For scores with a meaning of their own: SemDeDup's epsilon, a P(yes), a classifier's odds. To
     apply a budget as well, select within this selection.
+
+    Attributes:
+      low, high: the limits; at least one is given.
     """
 
     low: float | None = None
@@ -192,6 +198,9 @@ class Softmax(Weighted):
 
     A high temperature tends to Random, a low one to Top (QuRating, Wettig et al. 2024). The
     temperature is in units of the score: for log-probabilities, 1 samples by the probability.
+
+    Attributes:
+      temperature: positive.
     """
 
     temperature: float
@@ -302,6 +311,9 @@ class Split(Filter):
 
     Splits draw from their own stream, so a random selection within a split is random. Splits of one
     seed cut the same line: [0.2, 0.4) within [0, 0.5) is the same fifth as without.
+
+    Attributes:
+      low, high: the part, from 0 to 1.
     """
 
     low: float
@@ -354,12 +366,20 @@ class Difference(SetOperation):
 
 
 CONFIGURABLES: dict[str, type] = {
-    cls.__name__: cls
-    for cls in [
-        *(Random, Top, Bottom, Middle, Percentiles, Threshold),
-        *(Softmax, InversePropensity, InverseFrequency),
-        *(All, Split, Union, Intersection, Difference),
-    ]
+    "Random": Random,
+    "Top": Top,
+    "Bottom": Bottom,
+    "Middle": Middle,
+    "Percentiles": Percentiles,
+    "Threshold": Threshold,
+    "Softmax": Softmax,
+    "InversePropensity": InversePropensity,
+    "InverseFrequency": InverseFrequency,
+    "All": All,
+    "Split": Split,
+    "Union": Union,
+    "Intersection": Intersection,
+    "Difference": Difference,
 }
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.__main__ import COMMANDS
 from pruning.cli import command, configuration
 from pruning.cli.main import STAGES, main
 from pruning.corpus import ingest
 from pruning.corpus.reader import load_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+MODULES = ["train", *(item.module for item in (STAGES | COMMANDS).values())]
 HEAVY = {"jax", "numpy", "pyarrow", "tensorflow", "sentencepiece", "gin", "rich", "etils"}
 
 
@@ -42,18 +44,22 @@ def test_help_answers_at_once_and_imports_nothing_heavy(arguments):
     assert "usage: python -m pruning" in done.stdout
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_help_shows_every_setting_of_the_stage(name, capsys):
+@pytest.mark.parametrize("module", MODULES)
+def test_help_shows_every_setting(module):
     """The help is read from the source; the settings are those of the real dataclasses."""
-    with pytest.raises(SystemExit):
-        main([name, "--help"])
-    shown = capsys.readouterr().out
-    stage = importlib.import_module(STAGES[name].module)
-    for field in dataclasses.fields(stage.CONFIGURABLES[stage.NAME]):
-        assert re.search(rf"^  (\w+, )*{field.name}\b", shown, re.MULTILINE), field.name
-    described = dict(command.configurables(STAGES[name].module))
-    for gin_name, node in described.items():
-        assert stage.CONFIGURABLES[gin_name].__name__ == node.name
+    configurables = importlib.import_module(module).CONFIGURABLES
+    described = dict(command.configurables(module))
+    assert {name: classes[-1].name for name, classes in described.items()} == {
+        name: cls.__name__ for name, cls in configurables.items()
+    }
+    shown = "\n\n".join(command.settings_of(module))
+    for name, cls in configurables.items():
+        if not (fields := dataclasses.fields(cls)):
+            assert f"\n  @{name}(): " in shown
+            continue
+        part = shown.partition(f" of --gin.{name}.SETTING=VALUE:\n")[2].partition("\n\n")[0]
+        for field in fields:
+            assert re.search(rf"^  (\w+, )*{field.name}\b", part, re.MULTILINE), (name, field.name)
 
 
 @pytest.mark.parametrize("name", STAGES)
