@@ -792,6 +792,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     """
     started = time.monotonic()
     runtime.cache_compilations(config.compilation_cache)
+    runtime.keep_freed_memory()
     run = epath.Path(config.output)
     chief = jax.process_index() == 0
 

@@ -6,17 +6,19 @@
 
 Tiny random models of several families, with tokenizers in the style of published ones
 (tests/pruning/tokenizer_styles.py) trained on C4 and multilingual text, are saved by transformers.
-`score` computes the causal NLL, and P(yes) and P(no) of Ask-LLM with and without chat template, in
-float32, from a corpus in another vocabulary. transformers computes them from the texts, document by
-document. Printed are, by judge and score, the number of values, the largest relative difference,
-and the number of documents with other counts of tokens. Nothing is truncated. It ends with status 1
-where a difference exceeds 1e-5 or a count differs.
+"mt5-spm" is as published, with a SentencePiece file only. `score` computes the causal NLL (not of
+T5s), and P(yes) and P(no) of Ask-LLM with and without chat template, in float32, from a corpus in
+another vocabulary. transformers computes them from the texts, document by document. Printed are, by
+judge and score, the number of values, the largest relative difference, and the number of documents
+with other counts of tokens. Nothing is truncated. It ends with status 1 where a difference exceeds
+1e-5 or a count differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
 import os
 import sys
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentencepiece
 import torch
 import transformers
 
@@ -49,6 +52,12 @@ JUDGES = {  # name: style of the tokenizer, family, settings
     "phi": ("phi", "Phi3", {"pad_token_id": 0}),
     "mistral": ("mistral", "Mistral", {"sliding_window": 64}),
 }
+T5S = {  # name: family, sentinels as pieces, saved by transformers
+    "mt5": ("MT5", True, True),
+    "mt5-spm": ("MT5", True, False),
+    "umt5": ("UMT5", False, True),
+    "byt5": ("T5", False, True),
+}
 SHAPE = {
     "hidden_size": 48,
     "intermediate_size": 96,
@@ -57,6 +66,17 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": LONGEST,
     "initializer_range": 0.15,  # logits of some size, so that an error shows
+}
+T5_SHAPE = {
+    "d_model": 48,
+    "d_kv": 12,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "initializer_factor": 1.0,
 }
 GPT2 = {
     "n_embd": 48,
@@ -92,11 +112,48 @@ def make(name: str, texts: list[str], path: Path) -> None:
     getattr(transformers, family + head)(shape).save_pretrained(path)
 
 
+def make_t5(name: str, texts: list[str], path: Path) -> None:
+    """Save an encoder-decoder of T5's family with a vocabulary of its own."""
+    family, pieces, saved = T5S[name]
+    path.mkdir()
+    if name == "byt5":
+        tokenizer = transformers.ByT5Tokenizer()
+    else:
+        file = path / "spiece.model"
+        file.write_bytes(_sentencepiece(texts, pieces))
+        # As published; 300 sentinels behind the pieces for umT5.
+        described = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0 if pieces else 300}
+        (path / "tokenizer_config.json").write_text(json.dumps(described))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    if saved:
+        tokenizer.save_pretrained(path)
+        (path / "spiece.model").unlink(missing_ok=True)
+    config = getattr(transformers, f"{family}Config")
+    shape = config(vocab_size=len(tokenizer), decoder_start_token_id=0, **T5_SHAPE)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(shape)
+    with torch.no_grad():  # logits of some size, so that an error shows
+        model.lm_head.weight.mul_(3.0)
+    model.save_pretrained(path)
+
+
+def _sentencepiece(texts: list[str], sentinels: bool) -> bytes:
+    """Return a Unigram model of 3,000 pieces, with 100 sentinels among them or none."""
+    names = [f"<extra_id_{i}>" for i in reversed(range(100))] if sentinels else []
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in texts for line in text.splitlines()]),
+        model_writer=trained, vocab_size=3000, user_defined_symbols=names, character_coverage=0.9995,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, max_sentence_length=100_000, minloglevel=2,
+    )  # fmt: skip
+    return trained.getvalue()
+
+
 def scores(corpus: Path, model: Path, output: Path, scorer: Any) -> dict[str, list[float]]:
     made = engine.run(
         ScoreConfig(
             corpus=str(corpus), output=str(output), scorer=scorer, model=str(model),
-            row_length=LONGEST, batch_rows=2, dtype="float32", compilation_cache=None,
+            row_length=LONGEST, batch_rows=2, dtype="float32", compilation_cache=None, max_unknown=1.0,
         )
     )  # fmt: skip
     return made.read(0).to_pydict()
@@ -105,16 +162,18 @@ def scores(corpus: Path, model: Path, output: Path, scorer: Any) -> dict[str, li
 class Reference:
     """A judge in PyTorch, asked with texts."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, encoder: bool):
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        self.model = model.eval()
+        kind = "AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM"
+        model = getattr(transformers, kind).from_pretrained(path, dtype=torch.float32)
+        self.model, self.encoder = model.eval(), encoder
         bos = self.tokenizer.bos_token_id
         self.start = self.tokenizer.eos_token_id if bos is None else bos
 
     def log_probabilities(self, ids: list[int]) -> np.ndarray:
         with torch.no_grad():
-            logits = self.model(torch.tensor([ids])).logits[0].double()
+            start = {"decoder_input_ids": torch.tensor([[0]])} if self.encoder else {}
+            logits = self.model(torch.tensor([ids]), **start).logits[0].double()
         return torch.log_softmax(logits, -1).numpy()
 
     def nll(self, text: str) -> tuple[float, int]:
@@ -139,13 +198,15 @@ class Reference:
 def compare(name: str, corpus: Path, texts: list[str], work: Path) -> bool:
     """Print a judge's rows of the table; return whether all is equal."""
     path = work / name
-    reference = Reference(path)
-    found = scores(corpus, path, work / f"{name}-nll", Likelihood("causal", LONGEST, 128))
-    expected = [reference.nll(text) for text in texts]
-    counts = sum(a != n for a, (_, n) in zip(found["n_scored_tokens"], expected, strict=True))
-    worst = _worst(found["nll"], [nll for nll, _ in expected])
-    print(f"{name:8} {'NLL':12} {len(texts):7} {worst:12.1e} {counts:8}", flush=True)
-    equal = worst <= LIMIT and counts == 0
+    reference = Reference(path, name in T5S)
+    equal = True
+    if name not in T5S:
+        found = scores(corpus, path, work / f"{name}-nll", Likelihood("causal", LONGEST, 128))
+        expected = [reference.nll(text) for text in texts]
+        counts = sum(a != n for a, (_, n) in zip(found["n_scored_tokens"], expected, strict=True))
+        worst = _worst(found["nll"], [nll for nll, _ in expected])
+        print(f"{name:8} {'NLL':12} {len(texts):7} {worst:12.1e} {counts:8}", flush=True)
+        equal = worst <= LIMIT and counts == 0
     for chat in (False, True) if reference.tokenizer.chat_template else (False,):
         scorer = AskLLM(max_tokens=LONGEST, chat=chat)
         found = scores(corpus, path, work / f"{name}-ask-{chat}", scorer)
@@ -163,7 +224,8 @@ def _worst(found: Any, expected: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--judges", nargs="*", choices=list(JUDGES), default=list(JUDGES))
+    names = [*JUDGES, *T5S]
+    parser.add_argument("--judges", nargs="*", choices=names, default=names)
     parser.add_argument("--documents", type=int, default=300)
     given = parser.parse_args()
     data = Path(os.environ["WINNOW_DATA"])
@@ -180,7 +242,7 @@ def main() -> None:
         print(f"{'judge':8} {'score':12} {'values':>7} {'difference':>12} {'lengths':>8}")
         equal = True
         for name in given.judges:
-            make(name, training, work / name)
+            (make_t5 if name in T5S else make)(name, training, work / name)
             equal &= compare(name, work / "corpus", stored, work)
     sys.exit(0 if equal else 1)
 

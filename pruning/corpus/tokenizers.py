@@ -133,6 +133,37 @@ class Tokenizer(Protocol):
         ...
 
 
+class TextTokenizer(Tokenizer, Protocol):
+    """Interface of tokenizers for prompts that are encoded as whole texts.
+
+    It is implemented by `JsonTokenizer` and `TextVocabulary`.
+    """
+
+    def encode_template(self, text: str) -> list[int]:
+        """Return the ids of trusted text, in which special tokens are recognized."""
+        ...
+
+    def encode_templates(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the result of `encode_template` for many texts."""
+        ...
+
+    def special_ids(self) -> list[int]:
+        """Return the ids of special tokens, which documents cannot produce."""
+        ...
+
+    def rename_special(self, text: str) -> str:
+        """Return trusted text with the special tokens' names of `encode_renamed`."""
+        ...
+
+    def encode_renamed(self, text: str) -> list[int]:
+        """Return the ids of a text in which only the names of `rename_special` are special."""
+        ...
+
+    def token_ends(self, text: str) -> list[int]:
+        """Return, for each id of a text, the index of the character after its span."""
+        ...
+
+
 @contextlib.contextmanager
 def _encoding() -> Iterator[None]:
     """Re-raise the library's errors within the block; the library has no error class of its own."""

@@ -306,6 +306,47 @@ class Vocabulary:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class TextVocabulary(Vocabulary):
+    """A vocabulary that encodes prompts as whole texts, where no tokens of documents are stored.
+
+    It has the ids and the digest of the vocabulary itself. No id is special here, because neither
+    SentencePiece nor bytes recognize special tokens in a text.
+    """
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> TextVocabulary:
+        """Return the same vocabulary for whole texts."""
+        return cls(vocabulary.kind, vocabulary.model, vocabulary.extra_ids)
+
+    def encode_template(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return self.encode(text)
+
+    def encode_templates(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of many texts."""
+        return self.encode_batch(texts)
+
+    def special_ids(self) -> list[int]:
+        """Return no ids."""
+        return []
+
+    def rename_special(self, text: str) -> str:
+        """Return the text itself."""
+        return text
+
+    def encode_renamed(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return self.encode(text)
+
+    def token_ends(self, text: str) -> list[int]:
+        """Return, for each id of a text, the index of the character after its span."""
+        if self.kind == "bytes":
+            return [i for i, character in enumerate(text, 1) for _ in character.encode()]
+        pieces = self._processor.Encode(text, out_type="immutable_proto").pieces
+        return [piece.end for piece in pieces]
+
+
 def load_vocabulary(path: str, extra_ids: int | None = None) -> Vocabulary:
     """Open a .model file, a directory that holds one, or the word "bytes"."""
     from models.weights import tokenizer_files

@@ -42,7 +42,12 @@ from pruning.scores.model.batches import Reader
 from pruning.scores.model.chunk_scores import Ask
 from pruning.scores.model.embedding import Embedding
 from pruning.scores.model.likelihood import Likelihood
-from pruning.scores.model.loading import corpus_for, model_config
+from pruning.scores.model.loading import (
+    corpus_for,
+    has_own_tokens,
+    model_config,
+    scorer_tokenizer,
+)
 from pruning.scores.model.rubric import Question, Rubric
 from pruning.scores.model.scored_parts import Part, scored
 from pruning.scores.model.scorer import Documents, Prepared, ScoreError, Scorer, Scores
@@ -274,6 +279,7 @@ class _Plan:
             runtime.cache_compilations(Path(config.compilation_cache).expanduser())
         if config.fsdp == config.tensor == 1:
             device.use_cores(config.batch_rows)
+        runtime.keep_freed_memory()
         platform = jax.local_devices()[0].platform
         begun = begun_configuration(config.output, KIND)
         dtype = platform_defaults.choose_dtype(config.dtype, begun, platform)
@@ -289,8 +295,8 @@ class _Plan:
         )
         shape = loaded.model.config
         corpus = corpus_for(config.model, shape, corpus, config.tokenizer, config.tokens)
-        prepared = config.scorer.prepare(loaded.model, corpus.vocabulary)
-        if _other_tokenizer(corpus) and prepared.read is None:
+        prepared = config.scorer.prepare(loaded.model, scorer_tokenizer(corpus))
+        if not has_own_tokens(corpus) and prepared.read is None:
             prepared = _with_token_counts(prepared)
         costs = estimate.Costs.of_scorer(shape, prepared)
         lengths = estimate.sample_lengths(corpus)
@@ -329,8 +335,11 @@ class _Plan:
             "dtype": self.dtype,
             "row_lengths": dict(zip(self.prepared.sides, self.row_lengths, strict=True)),
             "model": {"config": self.loaded.model.config.to_dict(), "digest": self.loaded.digest},
-            **_other_tokenizer(self.corpus),
         }
+        if not has_own_tokens(self.corpus):
+            identity["tokenizer"] = self.corpus.vocabulary.digest
+            if self.prepared.read is not None and self.corpus.vocabulary.kind != "json":
+                identity["prompts"] = "whole"  # before 2026-12 joined from pieces
         if self.config.max_unknown != _MAX_UNKNOWN:
             identity["max_unknown"] = self.config.max_unknown
         inputs = {"corpus": self.corpus.artifact}
@@ -445,13 +454,6 @@ def losses(counts: Counts) -> Iterator[str]:
         )
 
 
-def _other_tokenizer(corpus: Corpus) -> dict[str, str]:
-    """Return the name of the tokenizer for the configuration, if it is not the corpus's own."""
-    own = corpus.artifact.manifest.summary["vocabulary"]["digest"]
-    found = corpus.vocabulary.digest
-    return {} if found == own else {"tokenizer": found}
-
-
 def _with_token_counts(prepared: Prepared) -> Prepared:
     """Return the scorer with an added column: document lengths in the model's tokens."""
     name = "n_tokens"
@@ -500,7 +502,7 @@ def dry_run(config: ScoreConfig, corpus: Corpus, within: Selection | None) -> Es
     shape = model_config(config.model)
     if config.model not in NAMED or config.tokenizer is not None:
         corpus = corpus_for(config.model, shape, corpus, config.tokenizer, config.tokens)
-    prepared = config.scorer.prepare(Model(shape), corpus.vocabulary)
+    prepared = config.scorer.prepare(Model(shape), scorer_tokenizer(corpus))
     return estimate.estimate(
         prepared,
         shape,

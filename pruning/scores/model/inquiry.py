@@ -25,6 +25,7 @@ import numpy as np
 
 from models.packing import Side, Windows, offsets_of, within
 from pruning.corpus.tokenizers import JsonTokenizer, Tokenizer, require_sentencepiece
+from pruning.corpus.vocabulary import TextVocabulary
 from pruning.scores.model.answers import Reading
 from pruning.scores.model.chat import render
 from pruning.scores.model.prompt import Prompt
@@ -61,7 +62,10 @@ class Wording:
                 raise ScoreError(
                     "chat=True wants a model with a tokenizer.json and a chat template."
                 )
-            return Prompt.of(question, vocabulary, config.text_prefix, config.text_suffix)
+            begin, end = config.text_prefix, config.text_suffix
+            if isinstance(vocabulary, TextVocabulary):
+                return TextPrompt(vocabulary, question, begin=begin, end=end)
+            return Prompt.of(question, vocabulary, begin, end)
         if self.chat:
             if tokenizer.chat_template is None:
                 raise ScoreError(

@@ -26,7 +26,7 @@ from pruning.corpus.tokenizers import (
     named,
     require_tokenizer,
 )
-from pruning.corpus.vocabulary import Vocabulary, VocabularyError
+from pruning.corpus.vocabulary import TextVocabulary, Vocabulary, VocabularyError
 from pruning.store.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -155,6 +155,23 @@ def corpus_for(
         needed = corpus.vocabulary
     require_size(model, config, needed)
     return read_with(corpus, needed)
+
+
+def has_own_tokens(corpus: Corpus) -> bool:
+    """Return whether a corpus is read with the vocabulary whose tokens it stores."""
+    own: str = corpus.artifact.manifest.summary["vocabulary"]["digest"]
+    return corpus.vocabulary.digest == own
+
+
+def scorer_tokenizer(corpus: Corpus) -> Tokenizer:
+    """Return the tokenizer with which a scorer for the corpus is prepared.
+
+    Where the corpus does not store its tokens, it encodes prompts as whole texts.
+    """
+    tokenizer: Tokenizer = corpus.vocabulary
+    if isinstance(tokenizer, Vocabulary) and not has_own_tokens(corpus):
+        return TextVocabulary.of(tokenizer)
+    return tokenizer
 
 
 def require_size(model: str, config: ModelConfig, tokenizer: Tokenizer) -> None:

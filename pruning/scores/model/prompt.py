@@ -1,4 +1,4 @@
-"""A question around a document, assembled from token pieces.
+"""A question around a document, assembled from token pieces: for tokens that a corpus stores.
 
     "###\\n{document}\\n###\\n\\nDoes the ..."  ->  prefix's ids + document's ids + suffix's ids
 
@@ -10,7 +10,8 @@ Choices
 - NOTE: there is one exception. Where two segmentations of a word have exactly the same probability
   ("!!!!!!" as 1 + 5 or as 5 + 1 marks), SentencePiece's choice depends on the rounding of the
   log-probability summed so far, and a prefix changes that sum: 2 of 4,980 C4 documents. They have
-  as many tokens, of the same text and the same probability.
+  as many tokens, of the same text and the same probability. A corpus of another tokenizer is not
+  affected: its prompts are encoded as whole texts (text_prompt.py).
 - If the whole is too long, the document is truncated, never the question.
 """
 

@@ -1,9 +1,10 @@
-"""A question around a document's text, for tokenizers whose tokens may span white space.
+"""A question around a document's text, for tokenizers that encode a prompt as a whole.
 
     "###\\n{document}\\n###\\n\\nDoes the ..."  ->  ids of the whole text
 
 Choices
-- Byte-level BPE joins a line's end with the preceding text, so the ids of a whole prompt are not
+- Byte-level BPE joins a line's end with the preceding text, and SentencePiece's choice between two
+  equally likely segmentations depends on the preceding text, so the ids of a whole prompt are not
   those of its pieces. The whole text is encoded, once per question, in threads of the library.
 - Documents are plain text. Around a document that spells out a special token, the special tokens
   of template and question get other names, which a copy of the tokenizer knows. Every prompt is
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pruning.corpus.tokenizers import JsonTokenizer
+from pruning.corpus.tokenizers import TextTokenizer
 from pruning.scores.model.chat import Frame
 from pruning.scores.model.prompt import PromptError
 
@@ -38,7 +39,7 @@ class TextPrompt:
       begin, end: ids before and after everything, such as BOS, or an encoder's EOS.
     """
 
-    tokenizer: JsonTokenizer
+    tokenizer: TextTokenizer
     question: str
     frame: Frame = Frame("", "")  # noqa: RUF009  frozen
     begin: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""Questions around the texts of documents, for tokenizers whose tokens may span white space.
+"""Questions around the texts of documents, for tokenizers that encode a prompt as a whole.
 
     "Text: {document} Is it clear?"   \\   ids of both, and the length of their common
     "Text: {document} Is it true?"    /    prefix, which is computed once
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.packing import offsets_of
-from pruning.corpus.tokenizers import JsonTokenizer
+from pruning.corpus.tokenizers import TextTokenizer
 from pruning.scores.model.prompt import PromptError, require_room
 from pruning.scores.model.scorer import Documents
 from pruning.scores.model.stored_questions import Parts, Piece, Spans
@@ -60,7 +60,7 @@ class TextQuestions:
         require_room(max(map(len, self.prompts)), self.max_tokens)
 
     @property
-    def _tokenizer(self) -> JsonTokenizer:
+    def _tokenizer(self) -> TextTokenizer:
         return self.prompts[0].tokenizer
 
     @functools.cached_property

@@ -23,7 +23,7 @@ from pruning.scores.model.ask_llm import AskLLM
 from pruning.scores.model.batches import Reader
 from pruning.scores.model.engine import ScoreConfig
 from pruning.scores.model.likelihood import Likelihood
-from pruning.scores.model.loading import corpus_for
+from pruning.scores.model.loading import corpus_for, scorer_tokenizer
 from pruning.scores.model.scorer import Documents, ScoreError
 from pruning.scores.score_set import Column, schema_of
 from pruning.store.artifact import load_artifact
@@ -386,6 +386,9 @@ def test_a_corpus_is_read_with_the_tokenizer_of_the_model(tmp_path, tiny_t5, cor
     read = corpus_for(path, model.config, corpus)
     assert read.vocabulary == own
     texts = corpus.columns(0, ["text"])["text"].to_pylist()
+    prompt = dataclasses.replace(ASK, max_tokens=400).prompt_ids(scorer_tokenizer(read), model.config)
+    assert prompt.encode(texts) == [[*own.encode(f"q {text} a"), 1] for text in texts]
+    assert scorer_tokenizer(corpus) is corpus.vocabulary  # and its stored tokens
     tokens = read.columns(0, ["doc_id", "tokens", "n_tokens"])
     assert tokens["tokens"].to_pylist() == own.encode_batch(texts)
     assert tokens["doc_id"].to_pylist() == corpus.columns(0, ["doc_id"])["doc_id"].to_pylist()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import sentencepiece
 
 from pruning.corpus.tokenizers import load_tokenizer
+from pruning.corpus.vocabulary import TextVocabulary, Vocabulary
 from pruning.scores.model.ask_llm import PROMPT
 from pruning.scores.model.chat import TemplateError, render
 from pruning.scores.model.prompt import PromptError
@@ -87,6 +91,52 @@ def test_long_documents_lose_their_end_and_the_question_stays(tokenizer_of, engl
     with pytest.raises(PromptError, match=r"has \{document\} 0 times"):
         TextPrompt(prompt.tokenizer, "no slot")
     assert len(TextQuestions([prompt], [[0]], room).read([])) == 0
+
+
+@pytest.fixture(scope="module")
+def unigram(english_texts) -> Vocabulary:
+    """A Unigram vocabulary in which runs of marks have several segmentations of equal score."""
+    model = io.BytesIO()
+    marks = [f"{word} {mark * n}" for word in ("so", "then") for mark in "!1" for n in range(1, 9)]
+    lines = [line for text in english_texts for line in text.splitlines() if line]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines + marks * 20), model_writer=model, vocab_size=400,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return Vocabulary("sentencepiece", model.getvalue())
+
+
+@pytest.mark.parametrize("question", ["Text: so {document}\n\nGood?", "'{document}', is it so?"])
+def test_a_sentencepiece_prompt_has_the_ids_of_the_whole_text(unigram, english_texts, question):
+    """Also where its segmentation depends on the preceding text, and without white space."""
+    texts = [f"{text} {mark * (i % 23)}" for i, text in enumerate(english_texts) for mark in "!1"]
+    prompt = TextPrompt(TextVocabulary.of(unigram), question, end=(1,))
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=unigram.model)
+    expected = [[*pieces.Encode(question.replace("{document}", text)), 1] for text in texts]
+    assert prompt.encode(texts) == expected
+    room = len(prompt) + 20
+    cut = TextQuestions([prompt], [[0]], room).read(texts)
+    assert (cut.lengths <= room).all() and (cut.lengths > len(prompt)).all()
+    assert (cut.lost > 0).sum() > len(texts) / 2
+    for number, text in enumerate(texts):
+        ids = cut.tokens[cut.offsets[number] : cut.offsets[number + 1]].tolist()
+        shown = len(unigram.encode(text)) - int(cut.lost[number])
+        ends = prompt.tokenizer.token_ends(text)
+        assert len(ends) == len(unigram.encode(text))
+        assert ids == prompt.encode([text[: ends[shown - 1]]])[0]
+
+
+def test_segmentations_of_stored_tokens_may_differ_from_the_whole_texts(unigram):
+    """The reason for encoding whole texts: the runs above do depend on what precedes them."""
+    texts = [f"so {mark * n}" for mark in "!1" for n in range(2, 60)]
+    apart = [[*unigram.encode("then"), *unigram.encode(text)] for text in texts]
+    assert apart != [unigram.encode(f"then {text}") for text in texts]
+
+
+@pytest.mark.parametrize("text", ["naïve 漢字 🙂!", "", "a\0b"])
+def test_the_ends_of_bytes_are_those_of_their_characters(text):
+    ends = TextVocabulary("bytes").token_ends(text)
+    assert ends == [i for i, c in enumerate(text, 1) for _ in range(len(c.encode()))]
 
 
 @pytest.mark.parametrize("style", ["gpt2", "llama3", "qwen", "gemma", "mistral", "phi"])
