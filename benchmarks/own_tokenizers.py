@@ -143,8 +143,9 @@ def _sentencepiece(texts: list[str], sentinels: bool) -> bytes:
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for text in texts for line in text.splitlines()]),
-        model_writer=trained, vocab_size=3000, user_defined_symbols=names, character_coverage=0.9995,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, max_sentence_length=100_000, minloglevel=2,
+        model_writer=trained, vocab_size=3000, user_defined_symbols=names,
+        character_coverage=0.9995, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        max_sentence_length=100_000, minloglevel=2,
     )  # fmt: skip
     return trained.getvalue()
 
@@ -153,7 +154,8 @@ def scores(corpus: Path, model: Path, output: Path, scorer: Any) -> dict[str, li
     made = engine.run(
         ScoreConfig(
             corpus=str(corpus), output=str(output), scorer=scorer, model=str(model),
-            row_length=LONGEST, batch_rows=2, dtype="float32", compilation_cache=None, max_unknown=1.0,
+            row_length=LONGEST, batch_rows=2, dtype="float32", max_unknown=1.0,
+            compilation_cache=None,
         )
     )  # fmt: skip
     return made.read(0).to_pydict()

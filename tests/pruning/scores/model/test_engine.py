@@ -386,7 +386,7 @@ def test_a_corpus_is_read_with_the_tokenizer_of_the_model(tmp_path, tiny_t5, cor
     read = corpus_for(path, model.config, corpus)
     assert read.vocabulary == own
     texts = corpus.columns(0, ["text"])["text"].to_pylist()
-    prompt = dataclasses.replace(ASK, max_tokens=400).prompt_ids(scorer_tokenizer(read), model.config)
+    prompt = ASK.prompt_ids(scorer_tokenizer(read), model.config)
     assert prompt.encode(texts) == [[*own.encode(f"q {text} a"), 1] for text in texts]
     assert scorer_tokenizer(corpus) is corpus.vocabulary  # and its stored tokens
     tokens = read.columns(0, ["doc_id", "tokens", "n_tokens"])
