@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -64,6 +65,7 @@ INSTEAD = {
 # Macros that only set a size -> a small one.
 SIZES = {
     "STEPS": "2",
+    "SAMPLE_BYTES": "500000",
     "ROW_LENGTH": "256",
     "BATCH_ROWS": "8",
     "BATCH_SIZE": "4",
@@ -86,6 +88,7 @@ DECODER = (
     "--gin.DecoderConfig.head_dim=16"
 )
 STREAM = "--gin.Stream.batch_size=4 --gin.Train.eval_batches=1"
+PACKAGES = "\"('flax', 'optax', 'rich', 'pyarrow')\""
 JUDGED = "--gin.MAX_TOKENS=160"  # the prompt and some of the document
 WINDOWS = "--gin.MAX_TOKENS=24 --gin.WINDOW=24 --gin.OVERLAP=8"
 # gin file -> further sizes.
@@ -112,8 +115,9 @@ SIZES_OF = {
     "configs/score/attributes.gin": "--gin.ROW_LENGTH=1024 --gin.MAX_TOKENS=512",
     "configs/score/judge.gin": "--gin.EXAMPLES=40 --gin.MAX_TOKENS=160",
     "configs/study.gin": "--gin.SCORING_STEPS=2 --gin.SEEDS='(0,)' --gin.SAMPLERS='(\"random\",)'",
-    "configs/quickstart.gin": "--gin.SCORING_STEPS=2 --only=vocabulary --only=corpus "
-    "--only='split/*' --only='examples/*' --only=model/scoring",
+    "configs/ingest/python_docs.gin": f"--gin.PythonDocsSource.packages={PACKAGES}",
+    "configs/quickstart.gin": f"--gin.PACKAGES={PACKAGES} --gin.SCORING_STEPS=2 --only=vocabulary "
+    "--only=corpus --only='split/*' --only='examples/*' --only=model/scoring",
 }
 
 
@@ -243,11 +247,13 @@ class Runs:
         return command
 
     def run(self, file: str, command: str) -> None:
+        began = time.monotonic()
         done = subprocess.run(
             ["bash", "-c", command], cwd=self.home, env=self.environment, capture_output=True,
             text=True, timeout=1800,
         )  # fmt: skip
-        print(f"{done.returncode} {file}: {command}", flush=True)
+        seconds = time.monotonic() - began
+        print(f"{done.returncode} {seconds:.1f} s {file}: {command}", flush=True)
         if done.returncode:
             words = f"{file}: {command}\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"
             print(words, flush=True)

@@ -26,6 +26,7 @@ Choices
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -389,6 +390,7 @@ def _page(described: Mapping[str, Any], table: Agreement) -> str:
         "share": lambda value: "–" if value is None else f"{value:.1%}",
         "shade": _shade,
         "bars": _bars,
+        "by_kind": _by_kind,
         "interval": _interval,
     }
     panels = [
@@ -404,6 +406,16 @@ def _interval(found: Mapping[str, float] | None) -> str:
         return "–"
     value, low, high = (f"{found[name]:.2f}".replace("-", "−") for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def _by_kind(groups: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Divide groups of documents by what they tell apart: the selection, sources, lengths."""
+
+    def kind(group: Mapping[str, Any]) -> str:
+        first, separator, _ = group["name"].partition(": ")
+        return first if separator else ""
+
+    return [list(members) for _, members in itertools.groupby(groups, kind)]
 
 
 def _bars(counts: Sequence[int], highest: int | None = None) -> list[dict[str, float]]:

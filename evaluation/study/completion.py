@@ -75,10 +75,15 @@ def completed(config: StudyConfig) -> CompleteStudy:
     for name in config.settings.keys() & stages.keys() & samplers.keys():
         _require_taken(name, stages[name], samplers[name], config)
     judge, examples = config.judge, config.judge_examples
-    if judge is None and any("judge" in item.inputs.values() for item in stages.values()):
-        judge = _JUDGE
+    scoring_model: Recipe | str | None = config.scoring_model
+    plans: list[StagePlan | SamplerPlan] = [*stages.values(), *samplers.values()]
+    read = {name for item in plans for name in item.inputs.values()}
+    if judge is None or isinstance(judge, Recipe):
+        judge = (judge or _JUDGE) if "judge" in read else None
     if isinstance(judge, Recipe):
         examples = examples or _EXAMPLES
+    elif "scoring" not in read and isinstance(scoring_model, Recipe):
+        scoring_model = None
     corpus, vocabulary = _corpus(config)
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(StudyConfig)}
     filled: dict[str, Any] = {
@@ -87,6 +92,7 @@ def completed(config: StudyConfig) -> CompleteStudy:
         "corpus": corpus,
         "judge": judge,
         "judge_examples": examples,
+        "scoring_model": scoring_model,
         "samplers": {name: _set(name, item, config, stages) for name, item in samplers.items()},
         "scorers": scorers,
         "stages": {name: _set(name, item, config, samplers) for name, item in stages.items()},
@@ -142,6 +148,8 @@ def _evaluation(
             f"the evaluation {name!r} is of held-out documents of the corpus, and Study.pool_split "
             "leaves none: end it before 1."
         )
+    if name == "held_out":
+        title = "held-out text"
     rule = "A random part of the corpus, by the documents' hashes, that nothing was trained on."
     return EvaluationPlan(title, rule, split=(pool[1], 1.0))
 

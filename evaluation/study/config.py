@@ -150,7 +150,8 @@ class StudyConfig:
       split: configuration of `pruning select` for splits of the corpus.
       scoring_split: split of the corpus that the scoring model and the judge are trained on.
       pool_split: split that is scored and selected from.
-      scoring_model: configuration of train.py; or existing weights.
+      scoring_model: configuration of train.py; or existing weights. It is trained if a stage or the
+        judge needs it.
       judge: configuration of train.py, starting from the scoring model's weights; or existing
         weights with their own tokenizer; by default trained, if a stage needs it. The tokenizer of
         a T5 is the study's vocabulary too; any other model (Qwen, Llama) reads the text by its
@@ -216,5 +217,6 @@ class CompleteStudy(StudyConfig):
 
     vocabulary: Recipe | str
     corpus: Recipe
+    scoring_model: Recipe | str | None  # type: ignore[assignment]  # None: no stage needs it
     samplers: Mapping[str, SamplerPlan]
     evaluations: Mapping[str, EvaluationPlan]

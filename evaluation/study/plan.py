@@ -224,7 +224,7 @@ class _Planner:
         if isinstance(config.scoring_model, Recipe):
             models["scoring"] = self._at("models", "scoring")
             self._train("model/scoring", config.scoring_model, models["scoring"], corpus, training)
-        else:
+        elif config.scoring_model is not None:
             models["scoring"] = config.scoring_model
         if isinstance(config.judge, str):
             models["judge"] = config.judge

@@ -76,7 +76,9 @@ def _answered(scores: Any) -> str:
     )
     answered = answered[~np.isnan(answered)]
     silent = float(np.mean(answered < 0.5)) if len(answered) else 1.0
-    words = f"{len(answered):,} documents; of {silent:.1%} most probably neither yes nor no is said"
+    words = (
+        f"{len(answered):,} documents; P(yes) + P(no) is below one half for {silent:.1%} of them"
+    )
     if silent > _SILENT:
         words += ": the judge hardly answers, so its scores say little. Train it longer"
     return words

@@ -154,6 +154,22 @@ def test_published_weights_in_place_of_the_judge(config, tmp_path, t5_vocabulary
     assert "--gin.T5Config.vocab_size=32128" in stages["train/full-100-seed0"].argv
 
 
+@pytest.mark.parametrize(
+    ("samplers", "trained"),
+    [
+        ("('random',)", set()),
+        ("('random', 'likelihood_middle')", {"model/scoring"}),
+        ("('random', 'ask_llm')", {"model/scoring", "model/judge"}),
+    ],
+)
+def test_models_are_trained_only_if_something_reads_them(samplers, trained):
+    planned = plan(build(f"SAMPLERS = {samplers}", file="configs/study.gin"))
+    names = {stage.name for stage in planned.stages}
+    assert {name for name in names if name.startswith("model/")} == trained
+    assert ("examples/judge_exam" in names) == ("model/judge" in trained)
+    assert {f"model/{name}" for name in planned.places["models"]} == trained
+
+
 def test_recipes_exist(config):
     files = {word for stage in plan(config).stages for word in stage.argv if "--gin_file=" in word}
     root = Path(QUICKSTART).parents[1]
