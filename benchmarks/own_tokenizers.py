@@ -210,7 +210,8 @@ def compare(name: str, corpus: Path, texts: list[str], work: Path) -> bool:
         print(f"{name:8} {'NLL':12} {len(texts):7} {worst:12.1e} {counts:8}", flush=True)
         equal = worst <= LIMIT and counts == 0
     for chat in (False, True) if reference.tokenizer.chat_template else (False,):
-        scorer = AskLLM(max_tokens=LONGEST, chat=chat)
+        first = {"yes": ("y",), "no": ("n",)} if name == "byt5" else {}  # tokens of the answers
+        scorer = AskLLM(max_tokens=LONGEST, chat=chat, **first)
         found = scores(corpus, path, work / f"{name}-ask-{chat}", scorer)
         columns = np.stack([found["ask_llm_yes"], found["ask_llm_no"]], 1)
         worst = _worst(columns, [reference.answers(text, chat) for text in texts])

@@ -29,10 +29,12 @@ from etils import epath
 from pruning.store.block_hasher import MAGIC, checksum
 from pruning.store.manifest import ArtifactError, ShardRecord
 
+_SUFFIX = ".xxh3"
+
 
 def file_of(directory: epath.Path, shard_file: str) -> epath.Path:
     """Return the path of the digests of one data file of an artifact."""
-    return directory / f"{shard_file}.xxh3"
+    return directory / f"{shard_file}{_SUFFIX}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,12 +74,15 @@ class Digests:
     def wanted(self, groups: Sequence[int], columns: Sequence[str] | None) -> list[int]:
         """Return the blocks of some columns (None: all) of some row groups, ascending."""
         of = [i for i, name in enumerate(self.columns) if columns is None or name in columns]
-        blocks: set[int] = set()
-        for group in groups:
+        blocks: list[int] = []
+        end = 0  # neighboring chunks may share a block
+        for group in sorted(groups):
             bounds = self._bounds[group]
             for chunk in of:
-                blocks.update(range(*bounds[chunk]))
-        return sorted(blocks)
+                first, last = bounds[chunk]
+                blocks.extend(range(max(first, end), last))
+                end = max(end, last)
+        return blocks
 
     @functools.cached_property
     def _bounds(self) -> list[list[list[int]]]:
@@ -140,14 +145,13 @@ def is_whole(directory: epath.Path, shard: ShardRecord) -> bool:
 
 
 def _read(directory: str, name: str, expected: str) -> Digests:
-    path = epath.Path(directory) / name
-    file = file_of(path.parent, name)
+    path = f"{directory}/{name}"
+    file = path + _SUFFIX
     again = (
-        f"Delete {path} and run the command that made {path.parent} again: it makes both files "
-        "anew."
+        f"Delete {path} and run the command that made {directory} again: it makes both files anew."
     )
     try:
-        content = file.read_bytes()
+        content = _content(file)
     except FileNotFoundError:
         raise ArtifactError(f"{file} is missing, so {name} cannot be checked. {again}") from None
     if checksum(content) != expected:
@@ -159,12 +163,19 @@ def _read(directory: str, name: str, expected: str) -> Digests:
     sums = np.frombuffer(body, "<u8", blocks, 8 * blocks)
     chunks = np.frombuffer(body, "<u4", offset=16 * blocks)
     return Digests(
-        path,
+        epath.Path(path),
         ends.tolist(),
         sums.tolist(),
         columns,
         chunks.reshape(described["row_groups"], len(columns), 2),
     )
+
+
+def _content(file: str) -> bytes:
+    if "://" in file:
+        return epath.Path(file).read_bytes()
+    with open(file, "rb") as opened:  # noqa: PTH123  a path object costs as much as the reading
+        return opened.read()
 
 
 _load = functools.lru_cache(1024)(_read)
