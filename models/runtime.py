@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
-import platform
 import signal
 from types import TracebackType
 
@@ -67,18 +66,18 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory in this process where JAX computes on CPUs under glibc.
+    """Keep freed memory in this process, where JAX computes on CPUs and the C library is glibc.
 
-    The process then holds the largest amount that it ever used. Call it after `join`.
+    The process then holds the largest amount that it ever used from here on. Call it after `join`.
     """
     import jax
 
-    if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
+    if jax.default_backend() != "cpu" or os.name != "posix":
         return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_MAX, 0)  # large blocks come from the heap, too
-    mallopt(_M_TRIM_THRESHOLD, -1)  # never
-    mallopt(_M_TOP_PAD, 256 << 20)
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_MAX, 0)  # large blocks come from the heap, too
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+        mallopt(_M_TOP_PAD, 256 << 20)
 
 
 class StopSignal:

@@ -279,7 +279,6 @@ class _Plan:
             runtime.cache_compilations(Path(config.compilation_cache).expanduser())
         if config.fsdp == config.tensor == 1:
             device.use_cores(config.batch_rows)
-        runtime.keep_freed_memory()
         platform = jax.local_devices()[0].platform
         begun = begun_configuration(config.output, KIND)
         dtype = platform_defaults.choose_dtype(config.dtype, begun, platform)
@@ -293,6 +292,7 @@ class _Plan:
             mlp_kernel=config.mlp_kernel,
             scan_layers=config.scan_layers,
         )
+        runtime.keep_freed_memory()  # after loading, whose buffers are returned
         shape = loaded.model.config
         corpus = corpus_for(config.model, shape, corpus, config.tokenizer, config.tokens)
         prepared = config.scorer.prepare(loaded.model, scorer_tokenizer(corpus))
