@@ -220,7 +220,7 @@ def differences(
         axes.set_yticks(range(len(rows)), [label(cell) for cell in rows])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        axes.margins(y=0.04)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("nats per token worse than the full data")
 
     return paint

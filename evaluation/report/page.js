@@ -39,8 +39,8 @@ function order(name) {
 function update() {
   const sought = $("query").value.toLowerCase().match(/"[^"]+"|[^\s"]+/g) ?? [];
   words = sought.map((word) => word.replaceAll('"', ""));
-  const kept = $("kept").value && data.kept[$("kept").value].in;
-  const dropped = $("dropped").value && data.kept[$("dropped").value].in;
+  const kept = $("kept_by").value && data.kept[$("kept_by").value].in;
+  const dropped = $("dropped_by").value && data.kept[$("dropped_by").value].in;
   const source = $("source").value;
   shown = [];
   for (let i = 0; i < count; i++) {
@@ -171,8 +171,8 @@ function option(select, value, text) {
 }
 
 data.kept.forEach((selection, k) => {
-  option($("kept"), k, selection.title);
-  option($("dropped"), k, selection.title);
+  option($("kept_by"), k, selection.title);
+  option($("dropped_by"), k, selection.title);
 });
 data.scores.forEach((score, k) => {
   option($("sort"), `${k} high`, `${score.title}, highest first`);
@@ -188,7 +188,7 @@ $("query").oninput = () => {
   clearTimeout(waiting);
   waiting = setTimeout(update, 120);
 };
-for (const id of ["sort", "kept", "dropped", "source"]) $(id).onchange = update;
+for (const id of ["sort", "kept_by", "dropped_by", "source"]) $(id).onchange = update;
 let drawing = false;
 $("list").onscroll = () => {
   if (drawing) return;

@@ -153,7 +153,7 @@ def first_row(browser: headless.Browser) -> str:
 
 @pytest.fixture
 def clean(small) -> headless.Browser:
-    for name in ("query", "kept", "dropped", "source", "sort"):
+    for name in ("query", "kept_by", "dropped_by", "source", "sort"):
         set_control(small, name, "")
     return small
 
@@ -164,13 +164,13 @@ def test_search_order_and_filters(clean):
     texts = results.sample.text
     assert set_control(clean, "query", "WHEAT") == sum("wheat" in text for text in texts)
     assert "wheat" in clean.evaluate("document.querySelector('#rows mark').textContent")
-    assert set_control(clean, "kept", "0") == sum(
+    assert set_control(clean, "kept_by", "0") == sum(
         "wheat" in text and k for text, k in zip(texts, kept, strict=True)
     )
     assert set_control(clean, "query", "") == kept.sum()
-    assert set_control(clean, "dropped", "0") == 0
-    assert set_control(clean, "kept", "") == (~kept).sum()
-    assert set_control(clean, "dropped", "") == 300
+    assert set_control(clean, "dropped_by", "0") == 0
+    assert set_control(clean, "kept_by", "") == (~kept).sum()
+    assert set_control(clean, "dropped_by", "") == 300
     barn = sum(name == "barn" for name in results.pool.source)
     assert {set_control(clean, "source", str(k)) for k in (0, 1)} == {barn, 300 - barn}
     set_control(clean, "source", "")
@@ -240,8 +240,8 @@ def test_a_hundred_thousand_documents_stay_responsive(browser, tmp_path):
     data = sample_data.inert(sample_data.data(dataclasses.replace(results)))
     body = (
         "<div id=browser hidden><label><input id=query></label><div><select id=source>"
-        "<option value=''></select></div><select id=kept><option value=''></select>"
-        "<select id=dropped><option value=''></select><select id=sort><option value=''></select>"
+        "<option value=''></select></div><select id=kept_by><option value=''></select>"
+        "<select id=dropped_by><option value=''></select><select id=sort><option value=''></select>"
         "<output id=count></output><div id=list style='height:600px;overflow-y:auto'>"
         "<div id=rows style='position:relative'></div></div><article id=reader></article></div>"
     )
@@ -257,7 +257,7 @@ def test_a_hundred_thousand_documents_stay_responsive(browser, tmp_path):
     took = {
         "search": browser.evaluate(timed.format(control.format("query", "wheat"))),
         "search again": browser.evaluate(timed.format(control.format("query", "wheat 90"))),
-        "filter": browser.evaluate(timed.format(control.format("kept", "0"))),
+        "filter": browser.evaluate(timed.format(control.format("kept_by", "0"))),
         "all": browser.evaluate(timed.format(control.format("query", ""))),
         "sort": browser.evaluate(timed.format(control.format("sort", "0 high"))),
         "scroll": browser.evaluate(

@@ -572,6 +572,12 @@ def test_hostile_text_stays_text(html):
     assert "default-src 'none'" in html and policy is not None
 
 
+def test_no_two_elements_have_one_id(html):
+    """The script finds its controls by their ids."""
+    ids = re.findall(r'<[^>]* id="([^"]+)"', html)
+    assert len(ids) > 10 and len(set(ids)) == len(ids)
+
+
 def test_the_page_needs_no_network(html):
     outside = re.sub(r'xmlns(?::xlink)?="[^"]*"', "", html)
     tags = re.findall(r"<[^>]*https?://[^>]*>", outside)
