@@ -47,6 +47,10 @@ ELSEWHERE = {
     "python -m evaluation study --gin_file=configs/evaluate/study_scores.gin": "needs published "
     "scores; tests/evaluation/study/test_plan.py",
     "python -m evaluation report --gin.Report.study": "make demo",
+    "python -m pruning score --gin_file=configs/score/served.gin": "needs a server; "
+    "tests/pruning/scores/model/served",
+    "python -m pruning score --gin_file=configs/score/educational.gin --gin.Score.server": "the "
+    "same",
     "python -m pruning combine": "needs labels; tests/pruning/scores/distilled",
     "python -m pruning text_score --gin_file=configs/score/kenlm.gin": "needs a model; "
     "tests/pruning/scores/text/test_published.py",
@@ -62,6 +66,7 @@ INSTEAD = {
         "--gin.DATA_DIR=~/tensorflow_datasets --gin.SPLIT=validation --gin.OUTPUT=runs/hq"
     ),
 }
+DOCUMENTS = 300  # of C4's training documents
 # Macros that only set a size -> a small one.
 SIZES = {
     "STEPS": "2",
@@ -113,6 +118,8 @@ SIZES_OF = {
     "configs/score/import.gin": "--gin.CORPUS=runs/mine/corpus",
     "configs/score/educational.gin": "--gin.ROW_LENGTH=1024 --gin.MAX_TOKENS=512",
     "configs/score/attributes.gin": "--gin.ROW_LENGTH=1024 --gin.MAX_TOKENS=512",
+    "configs/score/quality.gin": "--gin.Quality.examples=200 --gin.Quality.most_pages=200",
+    "configs/select/cascade.gin": JUDGED,
     "configs/score/judge.gin": "--gin.EXAMPLES=40 --gin.MAX_TOKENS=160",
     "configs/study.gin": "--gin.SCORING_STEPS=2 --gin.SEEDS='(0,)' --gin.SAMPLERS='(\"random\",)'",
     "configs/ingest/python_docs.gin": f"--gin.PythonDocsSource.packages={PACKAGES}",
@@ -130,6 +137,8 @@ def prepare(home: Path, data: Path) -> None:
         (home / name).symlink_to(spiece)
     for name in ("train.py", "benchmarks", "docs"):
         (home / name).symlink_to(REPOSITORY / name)
+    (home.parent / "shared").mkdir()
+    (home.parent / "shared" / "data").symlink_to(data)
     (home / "runs").mkdir()
     (home / "bucket").symlink_to("runs")
     with gzip.open(data / "corpus" / "c4" / "llamafactory_c4_demo.jsonl.gz", "rt") as file:
@@ -185,6 +194,8 @@ def shortened(command: str) -> str:
             f"--gin.Likelihood.{name}={value}"
             for name, value in (("max_tokens", 24), ("window", 24), ("overlap", 8))
         )
+    if file == "configs/ingest/c4.gin" and "--gin.SPLIT=" not in command:
+        given.append(f"--gin.SPLIT='train[:{DOCUMENTS}]'")
     assert not set(given) & set(words)
     return " ".join([command, *given, further])
 

@@ -26,6 +26,7 @@ from pruning.store.atomic import write_text
 from pruning.store.manifest import ArtifactError
 
 _NUMBERS = {"train": ("step", "loss", "tokens"), "eval": ("step", "loss"), "event": ("step",)}
+_FEW = 30  # logged steps that are drawn as dots, too
 _SMOOTHED = 20  # windows of logged steps in which the training loss is averaged
 _COLORS = ("#2f7fc4", "#cf6a1a", "#1f9a78", "#c2417c", "#8a63c9")
 
@@ -141,8 +142,7 @@ def _charts(metrics: Metrics, output: Path) -> list[Chart]:
     drawn = [
         charts.draw(
             "loss",
-            f"Training loss by step, ending at {last:.3g}, and loss on {len(metrics.evaluations)} "
-            "evaluation sets.",
+            f"Training loss by step, ending at {last:.3g}{_evaluated(len(metrics.evaluations))}.",
             output,
             _losses(metrics),
         )
@@ -158,10 +158,27 @@ def _charts(metrics: Metrics, output: Path) -> list[Chart]:
     return drawn
 
 
+def _evaluated(sets: int) -> str:
+    return f", and loss on {sets} evaluation set{'s' if sets > 1 else ''}" if sets else ""
+
+
+def _marker(step: np.ndarray) -> str:
+    """Return the marker of logged steps: dots where there are few, as a single one has no line."""
+    return "." if len(step) <= _FEW else ""
+
+
+def _label_steps(axes: Any) -> None:
+    axes.set_xlabel("training steps")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
 def _losses(metrics: Metrics) -> Callable[[Any], None]:
     def paint(axes: Any) -> None:
         step, loss = metrics.train["step"], metrics.train["loss"]
-        axes.plot(step, loss, color=INK, alpha=0.35, linewidth=0.8, label="training")
+        axes.plot(
+            *(step, loss, _marker(step)), linestyle="-", color=INK, alpha=0.35, linewidth=0.8,
+            label="training",
+        )  # fmt: skip
         if len(step) > 2 * _SMOOTHED:
             parts = np.array_split(np.arange(len(step)), _SMOOTHED)
             middle = [step[part].mean() for part in parts]
@@ -171,7 +188,7 @@ def _losses(metrics: Metrics) -> Callable[[Any], None]:
             shown = document_text.printable(name).replace("$", r"\$")  # no formula
             axes.plot(found["step"], found["loss"], ".-", color=color, label=shown)
         axes.legend(frameon=False)
-        axes.set_xlabel("training steps")
+        _label_steps(axes)
         axes.set_ylabel("loss, nats per target token")
 
     return paint
@@ -179,8 +196,12 @@ def _losses(metrics: Metrics) -> Callable[[Any], None]:
 
 def _line(metrics: Metrics, name: str) -> Callable[[Any], None]:
     def paint(axes: Any) -> None:
-        axes.plot(metrics.train["step"], metrics.train[name], color=_COLORS[0], linewidth=1)
-        axes.set_xlabel("training steps")
+        step = metrics.train["step"]
+        axes.plot(
+            *(step, metrics.train[name], _marker(step)), linestyle="-", color=_COLORS[0],
+            linewidth=1,
+        )  # fmt: skip
+        _label_steps(axes)
         axes.set_ylabel(name.replace("_", " "))
         axes.set_ylim(bottom=0)
 

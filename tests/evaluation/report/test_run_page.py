@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_the_page_tells_what_the_metrics_hold(run):
     assert {p.name for p in (run / "report").glob("*.svg")} == {"loss.svg", "gradient_norm.svg"}
     assert page.count('role="img"') == 2
     assert "<script" not in page and "\u202e" not in page
+
+
+def test_a_single_logged_step_is_drawn(run):
+    line = {"step": 5, "kind": "train", "loss": 9.0, "gradient_norm": 0.1, "tokens": 10}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    report.run(ReportConfig(run=str(run)))
+    drawn = (run / "report" / "gradient_norm.svg").read_text()
+    assert len(re.findall(rf"<use [^>]*fill: {run_page._COLORS[0]}", drawn)) == 1
+    assert re.findall(r">(\d+)</text>", drawn) == ["5"]  # the axis has whole steps only
 
 
 def test_what_is_no_run_is_refused(run, tmp_path):
