@@ -31,6 +31,7 @@ from pruning.corpus.sources.document import (
     SourceError,
     from_record,
 )
+from pruning.store.manifest import added_setting
 
 _INFO = "dataset_info.json"
 _FATAL = "3"  # TensorFlow's log level for fatal errors alone
@@ -45,20 +46,27 @@ class TfdsSource:
       split: "train", "validation", ...
       text_field: name of the feature with the text; dotted when it is nested.
       data_dir: where TFDS keeps its datasets; may be on object storage.
+      shards: read only so many shard files of the split, the first ones. None for all.
     """
 
     name: str = ""
     split: str = "train"
     text_field: str = "text"
     data_dir: str = "~/tensorflow_datasets"
+    shards: int | None = added_setting(None)
+
+    def __post_init__(self) -> None:
+        if self.shards is not None and self.shards < 1:
+            raise SourceError(f"TfdsSource.shards is at least 1, not {self.shards}.")
 
     def files(self) -> list[str]:
         splits = _builder(self._directory()).info.splits
         if self.split not in splits:
             raise SourceError(
-                f"{self.name} has no split {self.split!r}; it has: {', '.join(sorted(splits))}."
+                f"{self.name} has no split {self.split!r}; it has: {', '.join(sorted(splits))}. "
+                "A part of a split is chosen by TfdsSource.shards."
             )
-        paths = [os.fspath(path) for path in splits[self.split].filepaths]
+        paths = [os.fspath(path) for path in splits[self.split].filepaths][: self.shards]
         if absent := [path for path in paths if not epath.Path(path).exists()]:
             raise SourceError(f"{absent[0]} is missing: prepare {self.name} with TFDS again.")
         return paths

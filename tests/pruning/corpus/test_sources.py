@@ -32,6 +32,7 @@ from pruning.corpus.sources import (
 )
 from pruning.corpus.sources.document import Document, Reject, SourceError, TruncatedFile, lookup
 from pruning.corpus.sources.identity import identify
+from pruning.store.manifest import config_of
 
 PACKERS = {
     "": lambda data: data,
@@ -333,6 +334,18 @@ def test_tfds_gives_what_its_records_hold(real_data):
     assert known[start : start + 200] == texts
 
 
+def test_tfds_reads_the_first_shards_alone(real_data):
+    pytest.importorskip("tensorflow_datasets")
+    root = str(real_data / "tfds")
+    every = TfdsSource("c4/en", "validation", data_dir=root)
+    part = TfdsSource("c4/en", "validation", data_dir=root, shards=1)
+    (file,) = part.files()
+    assert file == every.files()[0]
+    found, known = (list(source.read(file, (), lambda _: None)) for source in (part, every))
+    assert found and found == known
+    assert "shards" in config_of(part) and "shards" not in config_of(every)
+
+
 TFDS_FIRST = """
 import sys
 from pruning.corpus.sources import TfdsSource
@@ -360,6 +373,8 @@ def test_tfds_says_what_is_there(real_data, tmp_path):
     root = str(real_data / "tfds")
     with pytest.raises(SourceError, match=r"no split 'test'; it has: train, validation"):
         TfdsSource("c4/en:3.0.1", "test", data_dir=root).files()
+    with pytest.raises(SourceError, match="at least 1, not 0"):
+        TfdsSource("c4/en", shards=0)
     with pytest.raises(SourceError, match=r"holds the versions 3\.0\.1"):
         TfdsSource("c4/en:2.0.0", data_dir=root).files()
     with pytest.raises(SourceError, match="no prepared dataset"):
