@@ -302,7 +302,7 @@ def compile_variant(
     import jax
 
     from models import flops, partitioning
-    from models.compiler_options import compiler_options
+    from models.compiler_options import Option, compiler_options, scoring_options
     from tpu import programs
 
     target = targets.parse(variant.topology)
@@ -313,7 +313,11 @@ def compile_variant(
     started = time.perf_counter()
     traced = programs.trace(variant, mesh)
     try:
-        options = compiler_options(mesh, dict(variant.options))
+        given: dict[str, Option] = dict(variant.options)
+        if variant.program == "train":
+            options = compiler_options(mesh, given)
+        else:
+            options = scoring_options(mesh, programs.model_of(variant).config, given)
         compiled = traced.lower().compile(options or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -10,10 +10,16 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from models import partitioning
-from models.compiler_options import BY_PLATFORM, compiler_options
+from models.compiler_options import (
+    BY_PLATFORM,
+    DECODER_ONLY_SCORING,
+    compiler_options,
+    scoring_options,
+)
 from models.config import DecoderConfig, T5Config
 from models.model import Model
 from models.optimizers import Adafactor, state_axes
+from models.published import NAMED
 
 T5 = T5Config(
     vocab_size=96,
@@ -210,3 +216,23 @@ def test_options_of_the_compiler_are_those_of_gpus_and_the_given(eight_devices):
         assert compiler_options(gpus, {name: not value})[name] is (not value)
     alone = types.SimpleNamespace(size=1, devices=np.array([gpu]))
     assert compiler_options(alone, {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "changes", "expected"),
+    [
+        ("TPU v6 lite", "qwen3_0_6b", {}, DECODER_ONLY_SCORING),
+        ("TPU v6 lite", "qwen3_0_6b", {"scan_layers": False}, {}),
+        ("TPU v6 lite", "t5_small", {}, {}),
+        ("TPU v3", "qwen3_0_6b", {}, {}),  # 16 MiB of memory on the chip
+        ("cpu", "qwen3_0_6b", {}, {}),
+    ],
+)
+def test_options_of_scoring_are_those_of_decoders_on_tpus(kind, model, changes, expected):
+    chip = types.SimpleNamespace(platform=kind.partition(" ")[0].lower(), device_kind=kind)
+    config = dataclasses.replace(NAMED[model], **changes)
+    for size in (1, 2):
+        mesh = types.SimpleNamespace(size=size, devices=np.array([chip]))
+        assert scoring_options(mesh, config, {}) == expected
+        given = {"xla_tpu_scoped_vmem_limit_kib": 32_768}
+        assert scoring_options(mesh, config, given) == expected | given

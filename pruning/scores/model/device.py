@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import checkpoints, flops, partitioning, weights
-from models.compiler_options import compiler_options
+from models.compiler_options import scoring_options
 from models.model import Model
 from pruning.scores.model.scorer import Prepared, ScoreError
 from pruning.store import progress
@@ -153,7 +153,7 @@ class Step:
 
         Args:
           shapes: shapes of the batch's int32 arrays, by feature.
-          options: options of XLA's compiler, in addition to `models.compiler_options`.
+          options: options of XLA's compiler, in addition to `scoring_options`.
 
         Raises:
           ScoreError: the rows are not divisible among the devices.
@@ -177,7 +177,7 @@ class Step:
         started = time.perf_counter()
         with progress.Phase("compiling the scorer"):
             program = traced(call, self._params, mesh, shapes).lower()
-            self._call = program.compile(compiler_options(mesh, options or {}))
+            self._call = program.compile(scoring_options(mesh, loaded.model.config, options or {}))
         self.compile_seconds = time.perf_counter() - started
         peak = flops.peak_flops(mesh.devices.flat[0])
         self.peak_flops = None if peak is None else peak * mesh.size

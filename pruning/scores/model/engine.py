@@ -124,7 +124,8 @@ class ScoreConfig:
         vocabulary; a document with more, such as a Chinese one under T5's vocabulary, has the
         status "unknown_tokens" instead of a score.
       compilation_cache: directory of compiled programs; None for no cache.
-      compiler_options: options of XLA; docs/tpu.md has one that helps if fsdp is more than 1.
+      compiler_options: options of XLA, over those of models/compiler_options.py; docs/tpu.md has
+        one that helps T5 if fsdp is more than 1.
       dry_run: estimate the cost and score nothing.
       efficiency: share of peak, by executed FLOPs, that the estimate assumes.
       server: @Server() asks a judge behind an OpenAI-compatible endpoint, with @AskLLM() or
