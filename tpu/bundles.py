@@ -12,8 +12,8 @@ counts of the loops around each bundle.
 - The grid is the outermost loop; the pipeline steps that load its first window and store its last
   one are trips of this loop. The trip count of a loop is the constant that its counter is compared
   with, either in the marked exit test or in the condition of the backward branch (loops that copy
-  the window of an operand that is already on the chip). A loop without such a constant, because
-  its bound depends on data, is an error.
+  the window of an operand that is already on the chip). A loop without such a constant has a bound
+  that depends on data: it runs as often as the caller says on average (`trips`), or is an error.
 - Code that is skipped unless a grid index is 0, such as building a table once per batch, runs once
   in `rows` iterations; the caller passes `rows`.
 - Any other conditional code, such as skipped blocks, is counted as if it always ran, so the figure
@@ -47,17 +47,19 @@ class BundleError(ValueError):
     """A schedule whose cycles cannot be counted."""
 
 
-def cycles(text: str, rows: int = 1) -> int:
+def cycles(text: str, rows: int = 1, trips: float | None = None) -> int:
     """Return the cycles of one execution, from the text of a "...final_bundles.txt" file.
 
     Args:
       text: content of the file.
       rows: code under the condition that a grid index is 0 runs in one of this many iterations.
+      trips: mean trip count of a loop without a constant bound; None if there may be none.
 
     Raises:
-      BundleError: the text has no bundles, or a loop has no constant bound.
+      BundleError: the text has no bundles, or a loop has no constant bound and `trips` is None, or
+        such loops are nested.
     """
-    trips: dict[int, int] = {}  # loop number -> trip count
+    known: dict[int, int] = {}  # loop number -> trip count
     loop_of: list[tuple[int, ...]] = []  # for each bundle, the numbers of the loops around it
     around: list[int] = []
     starts: list[set[str]] = []  # for each loop, the regions that begin with it
@@ -79,27 +81,26 @@ def cycles(text: str, rows: int = 1) -> int:
         branch = _BRANCH.search(match[3])
         for loop in around:  # the backward branch may be listed one level further out
             if branch and branch[2] in starts[loop] and (loop, branch[1]) in compared:
-                trips.setdefault(loop, compared[loop, branch[1]])
+                known.setdefault(loop, compared[loop, branch[1]])
         if not around[:depth]:
             continue
         loop = around[depth - 1]
         compared |= {(loop, name): int(least) for name, least in _COMPARED.findall(match[3])}
         if exit_test := _EXIT.search(match[3]):
-            trips[loop] = int(exit_test[1])
+            known[loop] = int(exit_test[1])
     if not bundles:
         raise BundleError("the text has no bundles: it is not a final schedule")
-    total, once = 0, _for_first_rows(bundles)
+    total, once = 0.0, _for_first_rows(bundles)
     for number, loops_around in enumerate(loop_of):
-        times = 1
-        for loop in loops_around:
-            if loop not in trips:
-                raise BundleError(
-                    f"loop {loop} around bundle {number} has no constant bound, so its trip count "
-                    "is unknown"
-                )
-            times *= trips[loop]
+        unknown = [loop for loop in loops_around if loop not in known]
+        if unknown and (trips is None or len(unknown) > 1):
+            raise BundleError(
+                f"loop {unknown[-1]} around bundle {number} has no constant bound, so its trip "
+                "count is unknown"
+            )
+        times = math.prod(known.get(loop, trips or 0) for loop in loops_around)
         total += math.ceil(times / rows) if number in once else times
-    return total
+    return round(total)
 
 
 def _for_first_rows(bundles: list[str]) -> set[int]:
@@ -120,14 +121,16 @@ def _for_first_rows(bundles: list[str]) -> set[int]:
     return found
 
 
-def of_kernel(directory: Path, instructions: Iterable[str], rows: int = 1) -> int:
+def of_kernel(
+    directory: Path, instructions: Iterable[str], rows: int = 1, trips: float | None = None
+) -> int:
     """Return the cycles of a kernel, from the dump of a program that calls it.
 
     Args:
       directory: directory of the dump.
       instructions: names of the instructions that call the kernel; the dump may hold the schedule
         of only one of them.
-      rows: as in `cycles`.
+      rows, trips: as in `cycles`.
 
     Raises:
       BundleError: the dump has no schedule of the kernel, or its cycles cannot be counted.
@@ -136,7 +139,7 @@ def of_kernel(directory: Path, instructions: Iterable[str], rows: int = 1) -> in
         for file in sorted(directory.glob(f"*-{glob.escape(name)}-*-final_bundles.txt")):
             if "schedule-analysis" not in file.name:
                 try:
-                    return cycles(file.read_text(), rows)
+                    return cycles(file.read_text(), rows, trips)
                 except BundleError as error:
                     raise BundleError(f"kernel {name}: {error}") from error
     raise BundleError(f"no schedule of the kernel {name} among the files in {directory}")

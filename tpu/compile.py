@@ -27,7 +27,8 @@ Choices
   leave out what a program avoids (absorbed cross-attention) and include what it computes again
   (rematerialization). The second cannot exceed what the hardware reaches on a large product.
 - Cycles of Pallas kernels are counted in the compiler's final schedule (tpu/bundles.py) and are an
-  upper bound. For a kernel with a loop whose bound depends on data, give `--kernel NAME=CYCLES`.
+  upper bound. The loops of a decoder-only model's attention, whose bounds depend on the data, are
+  those of rows of one document each. For other such loops, give `--kernel NAME=CYCLES`.
 """
 
 from __future__ import annotations
@@ -60,8 +61,9 @@ from tpu.programs import PROGRAMS, ProgramError, Variant
 
 RESULTS = "runs/tpu"
 _PACKAGES = ("jax", "libtpu")
+_ATTENTION = ("relative_attention", "relative_attention_backward")  # with loops over blocks
 _SOURCES = ("models", "pruning", "tpu")  # and train.py: code that a result depends on
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # JAX itself runs on the CPU, several processes may load the compiler, and it does not query
     # the metadata server of a TPU VM.
     "JAX_PLATFORMS": "cpu",
@@ -265,7 +267,7 @@ def prepare_environment(target: Topology | Machine, dump: Path | None = None) ->
     if isinstance(target, Machine):
         gpu_compiler.prepare_environment(dump)
         return
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if dump is not None:
         given = os.environ.get("LIBTPU_INIT_ARGS", "")
@@ -352,7 +354,7 @@ def _versions(variant: Variant) -> dict[str, str]:
 
 def _tpu_costs(variant: Variant, text: str, dump: Path | None) -> dict[str, Any]:
     """Return the attributes of a result that are read from a TPU's program."""
-    from tpu import hlo
+    from tpu import hlo, programs
 
     cost = hlo.cost(text)
     kernels = {}
@@ -362,7 +364,8 @@ def _tpu_costs(variant: Variant, text: str, dump: Path | None) -> dict[str, Any]
             raise CompileError(f"unknown cycles of kernel {kernel.name}: no schedules were dumped")
         if each is None and dump is not None:
             rows = variant.batch * variant.tensor // targets.parse(variant.topology).chips
-            each = bundles.of_kernel(dump, kernel.instructions, rows)
+            trips = programs.attention_trips(variant) if kernel.name in _ATTENTION else None
+            each = bundles.of_kernel(dump, kernel.instructions, rows, trips)
         kernels[f"{kernel.name} ({kernel.instructions[0]})"] = {
             "count": kernel.count,
             "cycles": int(each or 0),

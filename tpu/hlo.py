@@ -39,6 +39,7 @@ COLLECTIVES = (
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<= ]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.-]+)")
+_CONTINUED = re.compile(r'\n(?="xprof_metadata|\}\}, )')  # annotations of profilers span lines
 
 
 class HloError(ValueError):
@@ -164,7 +165,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     name: str | None = None
     instructions: dict[str, Instruction] = {}
     root: Instruction | None = None
-    for line in text.splitlines():
+    for line in _CONTINUED.sub("", text).splitlines():
         if name is None:
             match = re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line)
             if match:

@@ -135,6 +135,20 @@ def model_flops(variant: Variant) -> float:
     return count(config, shapes)
 
 
+def attention_trips(variant: Variant) -> float | None:
+    """Return the mean trips of the loops of the attention kernel for TPUs; None if they differ.
+
+    Rows are single documents, so the figure is the most that packed rows need. With an encoder, the
+    loops of attentions of several kinds differ.
+    """
+    from models.kernels import relative
+
+    if model_of(variant).config.has_encoder:
+        return None
+    shapes = batch_shapes(variant, has_encoder=False)
+    return relative.mean_blocks(shapes["decoder_input_tokens"][1])
+
+
 def _trace_train(variant: Variant, mesh: Any) -> Any:
     import jax
     import jax.numpy as jnp

@@ -166,6 +166,15 @@ def shares(heads: int, key_heads: int, head_dim: int) -> bool:
     return heads == key_heads or (head_dim % LANES == 0 and heads % key_heads == 0)
 
 
+def mean_blocks(length: int) -> float:
+    """Return the mean number of key blocks that a query block reads, causal, rows of one document.
+
+    No packing of shorter documents reads more.
+    """
+    blocks = pl.cdiv(length, BLOCKS["block"]) if length > BLOCKS["whole"] else 1
+    return (blocks + 1) / 2
+
+
 def _shape(query, key, by_distance, head_dim, causal, scale, interpret) -> _Shape:
     queries, keys = query.shape[1], key.shape[1]
     heads = query.shape[2] // head_dim

@@ -16,6 +16,7 @@ from models import partitioning
 from models.config import T5Config
 from models.kernels import relative
 from models.kernels.relative import plain_attention, relative_attention
+from models.kernels.segments import block_spans
 from models.model import Model
 
 REACH = 40
@@ -84,6 +85,21 @@ def assert_close(ours, theirs, tolerance):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         assert np.isfinite(a).all(), name
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("length", [100, 512, 513, 2048])
+def test_no_packing_reads_more_blocks_than_one_document(length):
+    block = relative.BLOCKS["block"]
+    rows = -(-length // block) * block
+    ids = np.ones((2, rows), np.int32)
+    ids[1] += np.arange(rows) // 300
+
+    def mean_of(row):
+        (first, end), _ = block_spans(ids[row:][:1], ids[row:][:1], block, block, causal=True)
+        return float(np.mean(end - first))
+
+    assert mean_of(0) == relative.mean_blocks(length)
+    assert mean_of(1) <= mean_of(0)
 
 
 @pytest.mark.parametrize(

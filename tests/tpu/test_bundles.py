@@ -44,6 +44,15 @@ def test_a_loop_without_a_bound_is_refused(change):
         bundles.cycles(SCHEDULE.replace(*change))
 
 
+def test_a_loop_whose_bound_depends_on_data_runs_as_often_as_given():
+    text = SCHEDULE.replace(" 3 }", " %s99 }")
+    assert bundles.cycles(text, trips=2.5) == 3 + 10 * (5 + 2.5 * 3)
+    assert bundles.cycles(SCHEDULE, trips=2.5) == bundles.cycles(SCHEDULE)
+    nested = text.replace(", 10 /* loop exit test */", ", %s98")
+    with pytest.raises(bundles.BundleError, match=r"loop 1 around bundle 5 has no constant bound"):
+        bundles.cycles(nested, trips=2.5)
+
+
 def test_code_for_the_first_row_counts_once_per_batch():
     index = "%s3_s4 = sphi %s1, %s5 /* phi copy :: iteration index, stage = 1 */ ;; %s0_s0 = smov 0"
     text = SCHEDULE.replace("%s3_s4 = sphi %s1, %s5", index)

@@ -120,6 +120,22 @@ def test_an_optimizer_is_given_by_its_name(eight_devices):
         programs.trace(dataclasses.replace(TRAIN, train=(("optimizer", "Adam"),)), mesh)
 
 
+@pytest.mark.parametrize(
+    ("model", "program", "length", "trips"),
+    [
+        ("qwen3_0_6b", "train", 2048, 2.5),  # 1, 2, 3 and 4 blocks of 512
+        ("qwen3_0_6b", "train", 512, 1.0),
+        ("qwen3_0_6b", "ask_llm", 0, 1.0),
+        ("tiny", "train", 2048, None),  # the encoder's rows are not causal
+    ],
+)
+def test_attention_loops_are_those_of_one_document(model, program, length, trips):
+    variant = Variant(
+        topology="v5e:2x4", model=model, program=program, batch=64, target_length=length
+    )
+    assert programs.attention_trips(variant) == trips
+
+
 def test_results_are_kept_for_the_code_that_was_compiled(tmp_path, monkeypatch):
     pytest.importorskip("libtpu")
     source = tmp_path / "code" / "model.py"

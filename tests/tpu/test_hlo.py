@@ -97,6 +97,15 @@ def test_an_unknown_trip_count_is_an_error_that_names_the_loop(change):
         hlo.cost(program(**change))
 
 
+def test_metadata_of_a_kernel_may_span_lines():
+    said = 'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{\\"block\\": 512}"\n}}, '
+    text = program()
+    named = 'metadata={op_name="jit(step)/while/body/my_kernel"}'
+    spread = text.replace(named, said + named)
+    assert "\n}}, metadata" in spread
+    assert hlo.cost(spread) == hlo.cost(text)
+
+
 COLLECTIVES = """HloModule jit_step
 
 %add (a: f32[], b: f32[]) -> f32[] {
