@@ -15,6 +15,7 @@ from pruning.corpus.vocabulary import Vocabulary, VocabularyError
 from pruning.scores.model.ask_llm import PROMPT, AskLLM
 from pruning.scores.model.prompt import Prompt, PromptError
 from pruning.scores.model.scorer import Documents, ScoreError
+from pruning.scores.model.text_prompt import TextPrompt
 
 BYTES = Vocabulary("bytes", b"", 125)
 
@@ -119,7 +120,7 @@ def test_unfit_prompts_are_refused(t5):
         Prompt.of(PROMPT, t5).around(Documents.of([[5]]), 40)
 
 
-def test_vocabularies_that_reach_across_white_space_are_refused(tmp_path):
+def test_vocabularies_that_reach_across_white_space_encode_whole_texts(tmp_path, tiny_t5):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.Train(
@@ -129,6 +130,11 @@ def test_vocabularies_that_reach_across_white_space_are_refused(tmp_path):
     across = Vocabulary.from_file(tmp_path / "across.model")
     with pytest.raises(VocabularyError, match="does not break at white space"):
         Prompt.of("a {document}", across)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "across.model"))
+    prompt = AskLLM("the {document} is").prompt_ids(across, tiny_t5.model.config)
+    assert isinstance(prompt, TextPrompt)
+    texts = ["def test", "a  b\n\nc", "the prompt, tokens"]
+    assert prompt.encode(texts) == [[*pieces.Encode(f"the {text} is"), 1] for text in texts]
 
 
 def test_answers_are_single_tokens(t5, tiny_t5):
