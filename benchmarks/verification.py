@@ -27,7 +27,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -246,12 +246,11 @@ def _checks() -> Iterator[list[float]]:
         yield spent
 
 
-def _touch(checked: Digests, blocks: Sequence[int], content: memoryview, offset: int = 0) -> None:
+def _touch(checked: Digests, blocks: Iterable[int], content: memoryview, offset: int = 0) -> None:
     """Read a byte of every page of the blocks."""
     pages = np.frombuffer(content, np.uint8)
     for block in blocks:
-        start, end = checked.offsets[block : block + 2] - offset
-        pages[start : end : mmap.PAGESIZE].max(initial=0)
+        pages[checked.start(block) - offset : checked.ends[block] - offset : mmap.PAGESIZE].max()
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class VerifiedParquet:
         file = pa.memory_map(os.fspath(self._path))
         digests.check_size(file.size())
         self._content = memoryview(file.read_buffer())
-        digests.check(digests.footer, self._content)
+        digests.check(range(digests.footer, len(digests.ends)), self._content)
         return file
 
     def __enter__(self) -> VerifiedParquet:
@@ -223,9 +223,9 @@ class _CheckedFile(io.RawIOBase):
         if stop <= start:
             return b""
         first, last = digests.block_at(start), digests.block_at(stop - 1)
-        offset = int(digests.offsets[first])
+        offset = digests.start(first)
         self._file.seek(offset)
-        content = memoryview(self._file.read(int(digests.offsets[last + 1]) - offset))
+        content = memoryview(self._file.read(digests.ends[last] - offset))
         digests.check(range(first, last + 1), content, offset)
         self._position = stop
         return bytes(content[start - offset : stop - offset])
