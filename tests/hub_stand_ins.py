@@ -22,6 +22,7 @@ def write(home: Path, spiece: Path, texts: Sequence[str]) -> None:
         _t5(_snapshot(home, f"google/flan-t5-{size}"), spiece)
         _t5(_snapshot(home, f"google/t5-v1_1-{size}"), spiece)
     _sentence_t5(_snapshot(home, "sentence-transformers/sentence-t5-base"), spiece)
+    _mini_lm(_snapshot(home, "sentence-transformers/all-MiniLM-L6-v2"), texts)
     for name in ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen3-8B"):
         _qwen(_snapshot(home, name), texts)
     _edu_classifier(_snapshot(home, "HuggingFaceFW/fineweb-edu-classifier"), texts)
@@ -65,20 +66,44 @@ def _sentence_t5(directory: Path, spiece: Path) -> None:
 
     transformers.T5EncoderModel(_t5_config()).save_pretrained(directory)
     shutil.copy(spiece, directory / "spiece.model")
-    modules = [
-        {"path": at, "type": f"sentence_transformers.models.{kind}"}
-        for at, kind in {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}.items()
-    ]
-    (directory / "modules.json").write_text(json.dumps(modules))
-    for name in ("1_Pooling", "2_Dense"):
-        (directory / name).mkdir()
-    pooling = {"pooling_mode_mean_tokens": True}
-    (directory / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    _modules(directory, "Transformer", "Pooling", "Dense")
     dense = {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
     (directory / "2_Dense/config.json").write_text(json.dumps(dense))
     kernel = torch.nn.Linear(32, 24, bias=False).weight.detach().numpy()
     file = directory / "2_Dense/model.safetensors"
     safetensors.numpy.save_file({"linear.weight": kernel}, file)
+
+
+def _modules(directory: Path, *kinds: str) -> None:
+    """Write the list of modules of a sentence-transformers model, which pools by the mean."""
+    places = ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds[1:], 1))]
+    modules = [
+        {"path": at, "type": f"sentence_transformers.models.{kind}"}
+        for at, kind in zip(places, kinds, strict=True)
+    ]
+    (directory / "modules.json").write_text(json.dumps(modules))
+    for name in places[1:]:
+        (directory / name).mkdir()
+    pooling = {"pooling_mode_mean_tokens": True}
+    (directory / "1_Pooling/config.json").write_text(json.dumps(pooling))
+
+
+def _mini_lm(directory: Path, texts: Sequence[str]) -> None:
+    import transformers
+
+    transformers.BertModel(_bert_config(directory, texts)).save_pretrained(directory)
+    _modules(directory, "Transformer", "Pooling", "Normalize")
+
+
+def _bert_config(directory: Path, texts: Sequence[str], **settings):
+    import transformers
+
+    tokenizer_styles.save("bert", directory, texts)
+    return transformers.BertConfig(
+        vocab_size=len(transformers.AutoTokenizer.from_pretrained(directory)), hidden_size=32,
+        intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=512, **settings,
+    )  # fmt: skip
 
 
 def _qwen(directory: Path, texts: Sequence[str]) -> None:
@@ -97,10 +122,5 @@ def _qwen(directory: Path, texts: Sequence[str]) -> None:
 def _edu_classifier(directory: Path, texts: Sequence[str]) -> None:
     import transformers
 
-    tokenizer_styles.save("bert", directory, texts)
-    size = len(transformers.AutoTokenizer.from_pretrained(directory))
-    config = transformers.BertConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, max_position_embeddings=512, num_labels=1,
-    )  # fmt: skip
+    config = _bert_config(directory, texts, num_labels=1)
     transformers.BertForSequenceClassification(config).save_pretrained(directory)

@@ -119,7 +119,7 @@ SIZES_OF = {
     "configs/score/educational.gin": "--gin.ROW_LENGTH=1024 --gin.MAX_TOKENS=512",
     "configs/score/attributes.gin": "--gin.ROW_LENGTH=1024 --gin.MAX_TOKENS=512",
     "configs/score/quality.gin": "--gin.Quality.examples=200 --gin.Quality.most_pages=200",
-    "configs/select/cascade.gin": JUDGED,
+    "configs/select/cascade.gin": f"{JUDGED} --gin.TEACH='(0.5,)'",
     "configs/score/judge.gin": "--gin.EXAMPLES=40 --gin.MAX_TOKENS=160",
     "configs/study.gin": "--gin.SCORING_STEPS=2 --gin.SEEDS='(0,)' --gin.SAMPLERS='(\"random\",)'",
     "configs/ingest/python_docs.gin": f"--gin.PythonDocsSource.packages={PACKAGES}",

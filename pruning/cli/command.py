@@ -224,7 +224,7 @@ def settings_of(module: str) -> Iterator[str]:
     """Yield the settings of a stage's dataclasses, read from its source."""
     bare = []
     for name, classes in configurables(module):
-        fields = {field: _plain(value) for field, value in _fields(classes).items()}
+        fields = _fields(classes)
         if not fields:
             bare.append(f"  @{name}(): {(ast.get_docstring(classes[-1]) or '').splitlines()[0]}")
             continue
@@ -248,8 +248,7 @@ def configurables(module: str) -> Iterator[tuple[str, Sequence[ast.ClassDef]]]:
     Each dataclass comes behind its bases. Anything that is not a literal dictionary is skipped,
     because this is for the help alone.
     """
-    tree = _source(module)
-    constants, origins = dict(_constants(tree)), _origins(tree)
+    constants, origins = dict(_constants(_source(module))), _origins(module)
     table = constants.get("CONFIGURABLES")
     if not isinstance(table, ast.Dict):
         return
@@ -264,7 +263,7 @@ def configurables(module: str) -> Iterator[tuple[str, Sequence[ast.ClassDef]]]:
 
 def _with_bases(module: str, name: str) -> list[ast.ClassDef]:
     """Return a class behind its bases, as far as they are of this project; none if it is not."""
-    place, original = _origins(_source(module)).get(name, (module, name))
+    place, original = _origins(module).get(name, (module, name))
     if place.partition(".")[0] not in _OURS:
         return []
     for node in _source(place).body:
@@ -274,11 +273,12 @@ def _with_bases(module: str, name: str) -> list[ast.ClassDef]:
     return []
 
 
-def _origins(tree: ast.Module) -> dict[str, tuple[str, str]]:
+@functools.cache
+def _origins(module: str) -> dict[str, tuple[str, str]]:
     """Return the names that a module imports from others -> (module, name there)."""
     return {
         alias.asname or alias.name: (node.module or "", alias.name)
-        for node in tree.body
+        for node in _source(module).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -301,14 +301,19 @@ def _source(module: str) -> ast.Module:
 
 
 def _fields(classes: Sequence[ast.ClassDef]) -> dict[str, str | None]:
-    """Return the fields of a dataclass and of its bases -> source of the default, if any."""
+    """Return the fields of a dataclass and its bases -> source of the default, if it is plain."""
     return {
-        node.target.id: ast.unparse(node.value) if node.value else None
+        node.target.id: _plain(node.value)
         for cls in classes
         for node in cls.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        if not ast.unparse(node.annotation).startswith("ClassVar")
+        if not _is_of_class(node.annotation)
     }
+
+
+def _is_of_class(annotation: ast.expr) -> bool:
+    named = annotation.value if isinstance(annotation, ast.Subscript) else annotation
+    return isinstance(named, ast.Name) and named.id == "ClassVar"
 
 
 def _described(cls: ast.ClassDef) -> str:
@@ -316,11 +321,11 @@ def _described(cls: ast.ClassDef) -> str:
     return (ast.get_docstring(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
 
 
-def _plain(default: str | None) -> str | None:
-    """Return the source of a default if it is a plain value."""
-    if default is None or any(isinstance(part, ast.Call) for part in ast.walk(ast.parse(default))):
+def _plain(default: ast.expr | None) -> str | None:
+    """Return the source of a default if it is a value without calls."""
+    if default is None or any(isinstance(part, ast.Call) for part in ast.walk(default)):
         return None
-    return default
+    return ast.unparse(default)
 
 
 def _shown(names: str, defaults: Mapping[str, str | None]) -> str:
