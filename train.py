@@ -792,7 +792,6 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     """
     started = time.monotonic()
     runtime.cache_compilations(config.compilation_cache)
-    runtime.keep_freed_memory()
     run = epath.Path(config.output)
     chief = jax.process_index() == 0
 
@@ -966,6 +965,7 @@ def main() -> int:
     """Run the command line; return the exit status."""
     IMPORTS.end()
     runtime.join(ARGUMENTS)
+    runtime.keep_freed_memory()
     files, bindings = configuration.read_arguments(
         "train", None, *command.main_settings("train"), ARGUMENTS, UNKNOWN
     )

@@ -108,7 +108,6 @@ def load(config: InferenceConfig) -> Inference:
     if config.compilation_cache is not None:
         runtime.cache_compilations(Path(config.compilation_cache).expanduser())
     loaded = device.load(config.model, config.dtype, config.fsdp, config.tensor)
-    runtime.keep_freed_memory()  # after loading, whose buffers are returned
     tokenizer = find_tokenizer(config.model, config.vocabulary)
     return Inference(config, loaded, tokenizer)
 

@@ -68,7 +68,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> None:
     """Keep freed memory in this process, where JAX computes on CPUs and the C library is glibc.
 
-    The process then holds the largest amount that it ever used from here on. Call it after `join`.
+    For the process of a training run: it then holds the largest amount that it ever used. A process
+    that compiles many programs, such as that of the tests, grows to gigabytes. Call it after
+    `join`.
     """
     import jax
 

@@ -293,7 +293,6 @@ class _Plan:
             mlp_kernel=config.mlp_kernel,
             scan_layers=config.scan_layers,
         )
-        runtime.keep_freed_memory()  # after loading, whose buffers are returned
         shape = loaded.model.config
         corpus = corpus_for(config.model, shape, corpus, config.tokenizer, config.tokens)
         prepared = config.scorer.prepare(loaded.model, scorer_tokenizer(corpus))
