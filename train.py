@@ -69,7 +69,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from models import json_file, losses, partitioning, terminal, weights
+from models import host_memory, json_file, losses, partitioning, terminal, weights
 from models.checkpoints import DIRECTORY, MODEL_FILE, Checkpoints, Retention, write_config
 from models.compiler_options import compiler_options
 from models.config import DecoderConfig, T5Config
@@ -965,7 +965,7 @@ def main() -> int:
     """Run the command line; return the exit status."""
     IMPORTS.end()
     runtime.join(ARGUMENTS)
-    runtime.keep_freed_memory()
+    host_memory.keep_freed()
     files, bindings = configuration.read_arguments(
         "train", None, *command.main_settings("train"), ARGUMENTS, UNKNOWN
     )

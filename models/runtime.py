@@ -5,9 +5,6 @@
   as flags or in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 - Compiled programs are cached on disk, keyed by program, compiler and flags: the second run of the
   same shape starts without compiling.
-- On CPUs memory that XLA frees is kept and used again. The C library returns large blocks to the
-  system, and every step pays for the page faults of its temporaries: a fifth of the processor time
-  of training a small T5.
 - On SIGUSR1 a process records its next steps for the profiler (`Profiler`).
 - On SIGTERM a job stops at the next step. All its processes agree on the step, whichever of them
   got the signal. A stopped job exits with EX_TEMPFAIL (75), on which launchers restart it.
@@ -18,7 +15,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 from types import TracebackType
@@ -59,27 +55,6 @@ def cache_compilations(directory: str | os.PathLike | None) -> None:
     # Small programs too: a study starts many processes that compile the same few dozen programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-
-
-def keep_freed_memory() -> None:
-    """Keep freed memory in this process, where JAX computes on CPUs and the C library is glibc.
-
-    For the process of a training run: it then holds the largest amount that it ever used. A process
-    that compiles many programs, such as that of the tests, grows to gigabytes. Call it after
-    `join`.
-    """
-    import jax
-
-    if jax.default_backend() != "cpu" or os.name != "posix":
-        return
-    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_MAX, 0)  # large blocks come from the heap, too
-        mallopt(_M_TRIM_THRESHOLD, -1)  # never
-        mallopt(_M_TOP_PAD, 256 << 20)
 
 
 class StopSignal:

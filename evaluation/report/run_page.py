@@ -176,9 +176,8 @@ def _losses(metrics: Metrics) -> Callable[[Any], None]:
     def paint(axes: Any) -> None:
         step, loss = metrics.train["step"], metrics.train["loss"]
         axes.plot(
-            *(step, loss, _marker(step)), linestyle="-", color=INK, alpha=0.35, linewidth=0.8,
-            label="training",
-        )  # fmt: skip
+            step, loss, marker=_marker(step), color=INK, alpha=0.35, linewidth=0.8, label="training"
+        )
         if len(step) > 2 * _SMOOTHED:
             parts = np.array_split(np.arange(len(step)), _SMOOTHED)
             middle = [step[part].mean() for part in parts]
@@ -197,10 +196,8 @@ def _losses(metrics: Metrics) -> Callable[[Any], None]:
 def _line(metrics: Metrics, name: str) -> Callable[[Any], None]:
     def paint(axes: Any) -> None:
         step = metrics.train["step"]
-        axes.plot(
-            *(step, metrics.train[name], _marker(step)), linestyle="-", color=_COLORS[0],
-            linewidth=1,
-        )  # fmt: skip
+        values = metrics.train[name]
+        axes.plot(step, values, marker=_marker(step), color=_COLORS[0], linewidth=1)
         _label_steps(axes)
         axes.set_ylabel(name.replace("_", " "))
         axes.set_ylim(bottom=0)

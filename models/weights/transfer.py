@@ -14,12 +14,10 @@ written for unrolled layers. This module does the rest, for all formats alike:
 - float16 is refused where a value exceeds its range.
 """
 
-import ctypes
 import dataclasses
 import functools
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from models import partitioning
+from models import host_memory, partitioning
 from models.config import ModelConfig
 from models.errors import ModelError
 from models.model import Model
@@ -336,7 +334,7 @@ def load(
         size = sum(array.nbytes for array in arrays)
         unreturned += size
         if unreturned >= _FREED_BYTES:
-            _return_freed_memory()
+            host_memory.return_freed()
             unreturned = 0
         flat |= zip(names, arrays, strict=True)
         report(size)
@@ -350,17 +348,6 @@ def _check_range(block: np.ndarray, dtype: np.dtype, claim: _Claim) -> None:
             f"{claim.sources[0].tensor} holds values beyond the range of float16 (65,504), or not "
             "finite: use bfloat16 or float32"
         )
-
-
-def _return_freed_memory() -> None:
-    """Return freed memory to the system; glibc keeps up to a third of all that was read."""
-    if (trim := getattr(_c_library(), "malloc_trim", None)) is not None:
-        trim(ctypes.c_size_t(0))
-
-
-@functools.cache
-def _c_library() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def lazily(stored: Stored, dtype: Any) -> Params:

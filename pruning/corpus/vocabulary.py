@@ -146,6 +146,18 @@ class Vocabulary:
             return None
         return self._special_id("unk_id")
 
+    @functools.cached_property
+    def joins_at_white_space(self) -> bool:
+        """True if texts with white space between them have the ids of the texts, joined.
+
+        SentencePiece models have this if they collapse white space and no piece spans it.
+        """
+        if self.kind == "bytes":
+            return True
+        if self.encode(" one \n\n two ") != self.encode("one") + self.encode("two"):
+            return False
+        return not any(" " in piece[1:] for piece in self.pieces(range(self.base_size)))
+
     def _special_id(self, name: str) -> int | None:
         if self.kind == "bytes":
             return {"pad_id": PAD_ID, "eos_id": EOS_ID}.get(name)

@@ -28,7 +28,7 @@ from pruning.corpus.tokenizers import JsonTokenizer, Tokenizer, require_sentence
 from pruning.corpus.vocabulary import TextVocabulary
 from pruning.scores.model.answers import Reading
 from pruning.scores.model.chat import render
-from pruning.scores.model.prompt import Prompt, breaks_at_white_space
+from pruning.scores.model.prompt import Prompt
 from pruning.scores.model.scorer import Documents, ScoreError
 from pruning.scores.model.stored_questions import Piece, Spans, StoredQuestions, joined
 from pruning.scores.model.text_prompt import TextPrompt
@@ -63,8 +63,7 @@ class Wording:
                     "chat=True wants a model with a tokenizer.json and a chat template."
                 )
             begin, end = config.text_prefix, config.text_suffix
-            joins = vocabulary.kind == "bytes" or breaks_at_white_space(vocabulary)
-            if isinstance(vocabulary, TextVocabulary) or not joins:
+            if isinstance(vocabulary, TextVocabulary) or not vocabulary.joins_at_white_space:
                 whole = TextVocabulary.of(vocabulary)
                 return TextPrompt(whole, question, begin=begin, end=end)
             return Prompt.of(question, vocabulary, begin, end)

@@ -82,7 +82,7 @@ class Prompt:
                     f"{_SLOT} needs white space on both sides, else its tokens would depend on "
                     f"what it touches: ...{before[-10:]}{_SLOT}{after[:10]}..."
                 )
-            if not breaks_at_white_space(vocabulary):
+            if not vocabulary.joins_at_white_space:
                 raise VocabularyError(
                     "this vocabulary does not break at white space, so a prompt cannot be put "
                     "around stored tokens exactly. Use a vocabulary trained with SentencePiece's "
@@ -125,11 +125,3 @@ class Prompt:
 
 def _ends(character: str) -> bool:
     return not character or character.isspace()
-
-
-def breaks_at_white_space(vocabulary: Vocabulary) -> bool:
-    """Return whether a vocabulary collapses white space and has no token that spans it."""
-    apart = vocabulary.encode("one") + vocabulary.encode("two")
-    if vocabulary.encode(" one \n\n two ") != apart:
-        return False
-    return not any(" " in piece[1:] for piece in vocabulary.pieces(range(vocabulary.base_size)))

@@ -10,7 +10,7 @@ import pytest
 
 _PROGRAM = """
 import resource
-from models import runtime
+from models import host_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -19,7 +19,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 returned = faults()
-runtime.keep_freed_memory()
+host_memory.keep_freed()
 faults()
 print(returned, faults())
 """
